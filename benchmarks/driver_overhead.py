@@ -1,0 +1,205 @@
+"""What the driver itself costs, and what asynchrony brings, with engines and learner replaced by sleeping Ray actors.
+
+Overhead: groups that take no time at all, 10,000 trajectories; milliseconds a trajectory, first against last tenth.
+Asynchrony: log-normal group durations (mean = the time of a training step), max_staleness 0 against 4, alternating.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks._record import record
+from reasoner_ray.config import JobConfig, parse_config
+from reasoner_ray.data.tasks import DataOrder, Item
+from reasoner_ray.trainer.driver import Parts, TrainerDriver
+from reasoner_ray.trainer.parts import GroupResult
+
+
+@ray.remote
+class SleepingActor:
+    """Stands for an engine, a scorer or a learner: sleeps, then answers."""
+
+    async def group(self, group_id: str, n: int, version: int, seconds: float) -> dict[str, Any]:
+        await asyncio.sleep(seconds)
+        rows = {"rewards": [float(i % 2) for i in range(n)], "lengths": [8] * n, "oldest_versions": [version] * n}
+        return {**rows, "statuses": ["finished"] * n, "failed": False}
+
+    async def learn(self, seconds: float) -> dict[str, float]:
+        await asyncio.sleep(seconds)
+        return {}
+
+
+class SleepingRollouts:
+    """Submits every group to one of ``n_engines`` actors at once."""
+
+    def __init__(self, n_engines: int, mean_seconds: float) -> None:
+        self.n_engines, self.mean, self.version = n_engines, mean_seconds, 0
+        self.actors: list[Any] = []
+        self.submitted = 0
+
+    async def start(self) -> None:
+        self.actors = [SleepingActor.options(num_cpus=0, max_concurrency=1000).remote() for _ in range(self.n_engines)]
+
+    def submit(self, item: Item, group_id: str, n: int) -> Any:
+        self.submitted += 1
+        seconds = self.mean * random.Random(group_id).lognormvariate(-0.5, 1.0) if self.mean else 0.0
+        return self.actors[self.submitted % self.n_engines].group.remote(group_id, n, self.version, seconds)
+
+    async def finish(self, call: Any) -> GroupResult:
+        return GroupResult(trajectories=call, summary=await call)
+
+    async def update_weights(self, published: Any, version: int) -> None:
+        self.version = version
+
+    async def evaluate(self, items: Any) -> list[GroupResult]:
+        return []
+
+    async def probe(self, items: Any) -> None: ...
+
+    async def pause(self) -> None: ...
+
+    async def resume(self, seed: int | None = None) -> None: ...
+
+    async def abort(self) -> None: ...
+
+    async def stats(self) -> dict[str, float]:
+        return {"tokens": 0.0, "busy_s": 0.0, "restarts": 0.0}
+
+    async def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class SleepingScorers:
+    """A round trip to an actor for every group."""
+
+    async def start(self) -> None:
+        self.actor = SleepingActor.options(num_cpus=0, max_concurrency=1000).remote()
+
+    async def score(self, result: GroupResult, item: Item) -> GroupResult:
+        await self.actor.learn.remote(0.0)
+        return result
+
+    async def stop(self) -> None:
+        ray.kill(self.actor)
+
+
+class SleepingLearners:
+    """A training step of fixed length."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def start(self) -> None:
+        self.actor = SleepingActor.options(num_cpus=0).remote()
+
+    async def train_step(self, groups: Any) -> dict[str, float]:
+        return await self.actor.learn.remote(self.seconds)
+
+    async def publish_weights(self) -> None: ...
+
+    async def mismatch(self, probe: Any) -> dict[str, float]:
+        return {"mean_abs": 0.0, "tokens": 1.0}
+
+    async def save(self, folder: Path) -> None: ...
+
+    async def export(self, folder: Path) -> None: ...
+
+    async def stop(self) -> None:
+        ray.kill(self.actor)
+
+
+class StepTimes:
+    """A tracker that keeps when each step ended, and the learner's idle share."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+        self.idle: list[float] = []
+
+    def start(self, total_steps: int, first_step: int) -> None:
+        self.began = time.perf_counter()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.ended.append(time.perf_counter() - self.began)
+        self.idle.append(metrics["idle/learner"])
+
+    def samples(self, step: int, rows: Any) -> None: ...
+
+    def event(self, text: str, level: str = "info") -> None:
+        print(level, text)
+
+
+def run(config: JobConfig, group_s: float, learn_s: float) -> StepTimes:
+    """One run of the real driver; returns its step times."""
+    items = [Item(id=str(i), prompt="p", answer=i) for i in range(1000)]
+    tracker = StepTimes()
+    parts: dict[str, Any] = {
+        "rollouts": SleepingRollouts(8, group_s),
+        "scorers": SleepingScorers(),
+        "learners": SleepingLearners(learn_s),
+        "tracker": tracker,
+    }
+    driver = TrainerDriver(config, Parts(**parts, train_items=DataOrder(items, 0), eval_items=[], probe_tolerance=1.0))
+
+    async def go() -> None:
+        await driver.run()
+        await driver.stop()
+
+    asyncio.run(go())
+    return tracker
+
+
+def job(out: str, steps: int, **trainer: Any) -> JobConfig:
+    """A job for sleeping parts."""
+    settings = {"steps": steps, "tasks_per_step": 25, "samples_per_task": 8, "eval_tasks": 0, "eval_every": 0, "checkpoint_every": 0}
+    return parse_config({"name": "driver", "out": out, "algorithm": {"name": "grpo"}, "trainer": {**settings, **trainer}})
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trajectories", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=60, help="steps of each asynchronous run")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as out:
+        steps = args.trajectories // 200
+        times = run(job(out, steps), 0.0, 0.0)
+        tenth = max(1, steps // 10)
+        durations = [b - a for a, b in zip([0.0, *times.ended], times.ended, strict=False)]
+        per_trajectory = [1000 * d / 200 for d in durations]
+        pairs = []
+        for repeat in range(args.repeats):
+            sides = {}
+            for staleness in (0, 4):
+                config = job(out, args.steps, max_staleness=staleness).model_copy(update={"name": f"async-{repeat}-{staleness}"})
+                sides[staleness] = run(config, 0.4, 0.4)
+            pairs.append(sides)
+    ray.shutdown()
+    ratios = [p[0].ended[-1] / p[4].ended[-1] for p in pairs]
+    idle = [statistics.fmean(p[4].idle[5:]) for p in pairs]
+    record(
+        "driver_overhead",
+        settings={"trajectories": args.trajectories, "steps": args.steps, "group_mean_s": 0.4, "learn_s": 0.4, "engines": 8},
+        figures={
+            "ms_per_trajectory": statistics.fmean(per_trajectory),
+            "ms_per_trajectory_first_tenth": statistics.fmean(per_trajectory[:tenth]),
+            "ms_per_trajectory_last_tenth": statistics.fmean(per_trajectory[-tenth:]),
+            "throughput_ratio_staleness_4_to_0": ratios,
+            "learner_idle_share_staleness_4": idle,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

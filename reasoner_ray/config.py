@@ -1,0 +1,339 @@
+"""The typed configuration of a job: one YAML, ``a.b=c`` overrides, one place that validates.
+
+Every section belongs to one part of the system and is the only thing that part reads. Combinations that
+cannot work are refused here, before anything starts, with the key's path.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from reasoner_ray.errors import ConfigError
+
+Positive = Field(gt=0)
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The policy's language model."""
+
+    path: str = Field("builtin:smollm2-135m", description="Hugging Face id, local folder, or builtin:NAME")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the hardware computes it natively (GPU, AVX-512 BF16, AMX), float32 elsewhere"
+    )
+    trust_remote_code: bool = False
+
+
+class TaskConfig(Section):
+    """Where the prompts and answers come from."""
+
+    name: str = Field("arithmetic", description="a registered task, or module:function of your own")
+    args: dict[str, Any] = Field(default_factory=dict, description="passed to the task")
+
+
+class RolloutConfig(Section):
+    """vLLM workers."""
+
+    workers: int = Field(1, ge=1, description="number of vLLM actors")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs an actor")
+    engine: Literal["auto", "stepping", "async"] = Field(
+        "auto", description="stepping: in-process LLMEngine (CPU); async: AsyncLLM (GPU); auto picks by hardware"
+    )
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: no truncation")
+    min_p: float = Field(0.0, ge=0, le=1)
+    max_new_tokens: int = Field(64, ge=1, description="tokens an action (a turn) may have")
+    max_context: int = Field(1024, ge=2, description="tokens of prompt and answer together")
+    max_turns: int = Field(1, ge=1)
+    stop: tuple[str, ...] = Field((), description="strings that end an action; kept in it")
+    episode: str = Field("single_turn", description="a registered episode, or module:function of your own")
+    max_groups_per_worker: int = Field(64, ge=1, description="groups an actor works on at once")
+    kv_cache_gb: float = Field(1.0, gt=0, description="CPU engines: memory for the KV cache, GB")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    cpus: float = Field(1, ge=0, description="Ray CPUs an actor reserves")
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; None: all cores it may use")
+    restart_limit: int = Field(3, ge=0, description="times an actor may be restarted before the job ends")
+    probe_seconds: float = Field(30.0, gt=0, description="seconds between health probes")
+
+
+class ScorerSpec(Section):
+    """One term of the reward."""
+
+    name: str = Field(description="a registered scorer, task (the task's own), environment (what the episode earned), or module:function")
+    weight: float = 1.0
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class ScoringConfig(Section):
+    """Scorer actors."""
+
+    scorers: tuple[ScorerSpec, ...] = Field((ScorerSpec(name="task"),), min_length=1)
+    workers: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, description="grader processes an actor")
+    timeout_s: float = Field(10.0, gt=0, description="seconds an answer's grading may take before its process is killed")
+    cpus: float = Field(0.0, ge=0)
+
+
+class AlgorithmConfig(Section):
+    """The estimator. Every setting left out takes the algorithm's own vetted default."""
+
+    name: str = "poad"
+    settings: dict[str, Any] = Field(default_factory=dict, description="see `reasoner algorithm NAME`")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class LearnerConfig(Section):
+    """DeepSpeed learners."""
+
+    ranks: int = Field(1, ge=1, description="learner actors, one DeepSpeed rank each")
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    lr: float = Field(1e-6, gt=0)
+    critic_lr: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, gt=0)
+    updates_per_step: int = Field(1, ge=1, description="optimiser steps a training step; divides tasks_per_step")
+    epochs: int = Field(1, ge=1, description="passes over a step's trajectories")
+    tokens_per_microbatch: int = Field(4096, ge=1, description="packed tokens of one forward and backward pass")
+    share_prefixes: bool = Field(True, description="compute tokens that trajectories share once (prefix-tree packing)")
+    gradient_checkpointing: bool = False
+    logprob_chunk: int = Field(1024, ge=1, description="positions whose logits exist at once")
+    critic: Literal["none", "shared", "frozen", "separate"] = Field(
+        "shared",
+        description="value head: on the policy's (detached) hidden states, on the frozen initial model (POAD), or a model of its own",
+    )
+    critic_hidden: tuple[int, ...] = (1024, 512)
+    lora: LoraConfig | None = None
+    cpus: float = Field(1, ge=0)
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads a rank; None: an even share of its node's cores")
+    collective_timeout_s: float = Field(600.0, gt=0, description="a collective that takes longer raises")
+    restart_limit: int = Field(3, ge=0)
+
+
+class SyncConfig(Section):
+    """How weights reach the rollout engines."""
+
+    backend: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        "auto", description="auto: nccl between GPUs, object_store elsewhere; ipc: engine i shares the GPU of learner rank i"
+    )
+    bucket_mb: int = Field(256, ge=1)
+    probe_every: int = Field(10, ge=1, description="syncs between checks that rollout and learner log-probs agree")
+    probe_tolerance: float | None = Field(
+        None, gt=0, description="nats, mean |difference| on the probe; None: 1e-3 in float32, 0.1 in bfloat16"
+    )
+
+
+class TrainerConfig(Section):
+    """The loop."""
+
+    steps: int = Field(20, ge=1, description="training steps")
+    tasks_per_step: int = Field(16, ge=1, description="prompts (or episodes' starts) a training step")
+    samples_per_task: int = Field(8, ge=1, description="trajectories a prompt: the group size")
+    max_staleness: int = Field(0, ge=0, description="policy versions a trajectory may be behind when trained on; 0: on-policy")
+    eval_every: int = Field(10, ge=0, description="steps between evaluations; 0: only at start and end")
+    eval_tasks: int = Field(128, ge=0, description="held-out prompts; 0: no evaluation")
+    checkpoint_every: int = Field(10, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failed_groups: int = Field(8, ge=0, description="groups that may fail in a row (each is replaced) before the job ends")
+    max_mismatch_k3: float | None = Field(None, gt=0, description="stop where the k3 mismatch of rollout and learner exceeds this")
+
+
+class TrackingConfig(Section):
+    """Where a run is watched."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: online where logged in, offline elsewhere")
+    project: str = "reasoner-ray"
+    sample_rows: int = Field(4, ge=0, description="sample rollouts shown a logged step")
+    terminal: Literal["auto", "rich", "plain", "off"] = "auto"
+
+    @field_validator("wandb", "terminal", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare ``off`` as false."""
+        return "off" if value is False else value
+
+
+class ClusterConfig(Section):
+    """Ray."""
+
+    address: str | None = Field(None, description="Ray address; None: the job's own cluster, or a local one")
+    rollout_resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources an engine actor needs")
+    learner_resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources a learner rank needs")
+
+
+class JobConfig(Section):
+    """A whole job."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    kind: Literal["rl"] = "rl"
+    seed: int = 0
+    out: Path = Field(Path("runs"), description="folder that holds the run's folder")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sync: SyncConfig = SyncConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's own folder."""
+        return self.out / self.name
+
+    @model_validator(mode="after")
+    def _combinations(self) -> JobConfig:
+        for problem in _impossible(self):
+            raise ValueError(problem)
+        return self
+
+
+def _impossible(c: JobConfig) -> list[str]:
+    """Every combination of keys that cannot work, each as one sentence."""
+    from reasoner_ray.algorithms import get_algorithm
+    from reasoner_ray.data.tasks import check_task
+    from reasoner_ray.scoring.base import reward_terms
+
+    algorithm = get_algorithm(c.algorithm.name)
+    algorithm.settings(c.algorithm.settings)
+    check_task(c.task)
+    reward_terms(c.scoring, c.task)
+    t, problems = c.trainer, []
+    if algorithm.needs_critic and c.learner.critic == "none":
+        problems.append(f"learner.critic: {algorithm.name} needs a critic; set learner.critic=shared, or take algorithm.name=grpo")
+    if algorithm.needs_group and t.samples_per_task < 2:
+        problems.append(f"trainer.samples_per_task: {algorithm.name} compares the samples of a group, so it needs at least 2")
+    if c.rollout.top_p < 1 or c.rollout.top_k > 0 or c.rollout.min_p > 0:
+        problems.append(
+            "rollout.top_p/top_k/min_p: truncated sampling puts a constant bias into every importance ratio; "
+            "train with top_p=1, top_k=0, min_p=0"
+        )
+    if t.tasks_per_step % c.learner.updates_per_step:
+        problems.append(
+            f"learner.updates_per_step: {c.learner.updates_per_step} does not divide trainer.tasks_per_step={t.tasks_per_step}; "
+            "a group is never split over updates"
+        )
+    if (t.tasks_per_step // c.learner.updates_per_step) % c.learner.ranks:
+        problems.append(
+            f"learner.ranks: {t.tasks_per_step // c.learner.updates_per_step} groups an update cannot be shared evenly by "
+            f"{c.learner.ranks} ranks; make trainer.tasks_per_step a multiple of learner.ranks * learner.updates_per_step"
+        )
+    if c.rollout.max_new_tokens >= c.rollout.max_context:
+        problems.append("rollout.max_new_tokens: must be below rollout.max_context, or no room is left for a prompt")
+    if c.learner.critic == "separate" and c.learner.lora is not None:
+        problems.append("learner.critic: 'separate' trains a second full model; with learner.lora take 'frozen' or 'shared'")
+    return problems
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> JobConfig:
+    """Read a YAML job and apply ``a.b=c`` overrides (values are parsed as YAML).
+
+    Raises ``ConfigError`` with the key's path and a suggestion.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(f"no job file at {file}; jobs live in jobs/, for example jobs/quickstart.yaml")
+        try:
+            loaded = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file} is not valid YAML: {error}") from error
+        if not isinstance(loaded or {}, dict):
+            raise ConfigError(f"{file} must hold a mapping of sections, not a {type(loaded).__name__}")
+        tree = loaded or {}
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> JobConfig:
+    """Validate a plain tree; raises ``ConfigError``."""
+    try:
+        return JobConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def to_yaml(config: JobConfig) -> str:
+    """The resolved configuration; loading it again gives the same job."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
+    """Every number that follows from the configuration, for ``--dry-run``."""
+    t, learner = config.trainer, config.learner
+    groups_per_update = t.tasks_per_step // learner.updates_per_step
+    return {
+        "trajectories per step": t.tasks_per_step * t.samples_per_task,
+        "groups per update": groups_per_update,
+        "trajectories per update": groups_per_update * t.samples_per_task,
+        "groups per rank and update": groups_per_update // learner.ranks,
+        "optimiser steps in all": t.steps * learner.updates_per_step * learner.epochs,
+        "trajectories in all": t.steps * t.tasks_per_step * t.samples_per_task,
+        "groups admitted at most at once": (t.max_staleness + 1) * t.tasks_per_step,
+        "new tokens a step at most": t.tasks_per_step * t.samples_per_task * config.rollout.max_new_tokens * config.rollout.max_turns,
+        "engine GPUs where there are GPUs": config.rollout.workers * config.rollout.tensor_parallel,
+        "learner GPUs where there are GPUs": learner.ranks,
+        "run folder": str(config.run_dir),
+    }
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form a.b=c, for example trainer.steps=40")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section")
+        tree = child
+    tree[leaf] = yaml.safe_load(raw)
+
+
+def _explain(error: Any) -> str:
+    """One line for one pydantic error, with the nearest known key where a key is unknown."""
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(location) or "job"
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        return message if not location else f"{path}: {message} (got {error['input']!r})"
+    known = _known_keys(location[:-1])
+    near = difflib.get_close_matches(location[-1], known, n=1)
+    hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"{path}: unknown key; {hint}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    section: Any = JobConfig
+    for part in location:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
+    return list(section.model_fields)

@@ -1,0 +1,39 @@
+"""Errors that a user can act on: the command line prints their text alone, without a stack."""
+
+from __future__ import annotations
+
+
+class ReasonerError(Exception):
+    """Something the user can mend; the message says what is wrong and what to do."""
+
+
+class ConfigError(ReasonerError):
+    """The configuration is not valid; names the key's path."""
+
+
+class ModelError(ReasonerError):
+    """A model or tokenizer cannot be found, loaded or matched."""
+
+
+class DataError(ReasonerError):
+    """A data set is empty, broken or truncated; names the file and the line."""
+
+
+class CheckpointError(ReasonerError):
+    """A checkpoint is missing, incomplete, or was written for another shape of run."""
+
+
+class SyncError(ReasonerError):
+    """Weights did not arrive: rollout and learner log-probs disagree after a sync."""
+
+
+class NonFiniteError(ReasonerError):
+    """A loss or gradient was NaN or infinite; names the file that holds the offending batch."""
+
+
+class EnvironmentProblem(ReasonerError):
+    """The machine lacks something (a package, shared memory, a free port, a Ray cluster)."""
+
+
+class LearnerLost(ReasonerError):
+    """A learner rank died or a collective missed its deadline; the group must be restarted from a checkpoint."""

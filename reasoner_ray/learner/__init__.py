@@ -1,0 +1,1 @@
+"""The learner: packed forward passes, DeepSpeed, checkpoints."""

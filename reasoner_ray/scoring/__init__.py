@@ -1,0 +1,17 @@
+"""Scorers and the processes that run them. Importing this package registers the built-in scorers."""
+
+from reasoner_ray.scoring import exact_match, format, math, reasoning_gym
+from reasoner_ray.scoring.base import Answer, AnswerScorer, CompositeScorer, Score, Term, register_scorer
+
+__all__ = [
+    "Answer",
+    "AnswerScorer",
+    "CompositeScorer",
+    "Score",
+    "Term",
+    "exact_match",
+    "format",
+    "math",
+    "reasoning_gym",
+    "register_scorer",
+]

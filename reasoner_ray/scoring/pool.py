@@ -1,0 +1,87 @@
+"""Scorer actors: the driver's ``Scorers`` part, on Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from reasoner_ray.models import load_tokenizer, resolve_model
+from reasoner_ray.scoring.base import reward_terms
+from reasoner_ray.scoring.scorer import Scorer
+from reasoner_ray.trainer.parts import GroupResult
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+    from reasoner_ray.data.tasks import Item
+    from reasoner_ray.trajectory import Trajectory
+
+_RESTARTS = 10  # times Ray brings back an actor that died, and runs its calls again: scoring has no side effects
+_GROUPS_AT_ONCE = 16  # a group that waits for a slow answer must not hold up the others
+
+
+class ScorerWorker:
+    """Body of a scorer actor: a ``Scorer`` built where it runs."""
+
+    def __init__(self, config: JobConfig) -> None:
+        """Load the tokenizer and start the grader processes. Raises ``ReasonerError``."""
+        tokenizer = load_tokenizer(resolve_model(config.model.path), trust_remote_code=config.model.trust_remote_code)
+        reward = reward_terms(config.scoring, config.task)
+        self._scorer = Scorer(reward, tokenizer, processes=config.scoring.processes, timeout_s=config.scoring.timeout_s)
+
+    def ping(self) -> int:
+        """The actor's process id, once it is ready."""
+        return os.getpid()
+
+    def score_group(self, trajectories: list[Trajectory], item: Item) -> tuple[list[Trajectory], dict[str, Any]]:
+        """See ``Scorer.score_group``; Ray returns the two as references of their own."""
+        return self._scorer.score_group(trajectories, item)
+
+
+class ScorerPool:
+    """``scoring.workers`` actors; each group goes to the one with the fewest groups at hand."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+        self._actors: list[Any] = []
+        self._in_flight: list[int] = []
+
+    async def start(self) -> None:
+        """Start the actors and wait until all are ready."""
+        options = {
+            "num_cpus": self._config.scoring.cpus,
+            "max_restarts": _RESTARTS,
+            "max_task_retries": _RESTARTS,
+            "max_concurrency": _GROUPS_AT_ONCE,
+        }
+        remote = ray.remote(ScorerWorker).options(**options)
+        self._actors = [remote.remote(self._config) for _ in range(self._config.scoring.workers)]
+        self._in_flight = [0] * len(self._actors)
+        await asyncio.gather(*(actor.ping.remote() for actor in self._actors))
+
+    async def score(self, result: GroupResult, item: Item) -> GroupResult:
+        """The group with its rewards; what the rollout put into the summary stays there."""
+        worker = min(range(len(self._actors)), key=self._in_flight.__getitem__)
+        self._in_flight[worker] += 1
+        try:
+            trajectories, summary = self._actors[worker].score_group.options(num_returns=2).remote(result.trajectories, item)
+            return GroupResult(trajectories=trajectories, summary={**result.summary, **await summary})
+        finally:
+            self._in_flight[worker] -= 1
+
+    async def fetch(self, result: GroupResult) -> tuple[list[Trajectory], dict[str, Any]]:
+        """A group with its trajectories, for a checkpoint."""
+        return await result.trajectories, result.summary
+
+    async def store(self, fetched: tuple[list[Trajectory], dict[str, Any]]) -> GroupResult:
+        """The inverse of ``fetch``."""
+        trajectories, summary = fetched
+        return GroupResult(trajectories=ray.put(trajectories), summary=summary)
+
+    async def stop(self) -> None:
+        """End the actors; their grader processes end with them."""
+        actors, self._actors = self._actors, []
+        for actor in actors:
+            ray.kill(actor)

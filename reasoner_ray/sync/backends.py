@@ -1,0 +1,135 @@
+"""Which transport carries the weights, and the object the learner hands to the pool for it. Imports no vLLM.
+
+With ``nccl`` and ``ipc`` the learner's ranks send: rank 0 drives the engines through vLLM's protocol while all ranks
+gather. There is no copy of the weights besides the learner's own, so an engine that joins late is sent to only while
+the ranks still hold what was published; otherwise it waits for the next sync.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from reasoner_ray.errors import ConfigError, LearnerLost
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+
+Backend = Literal["object_store", "nccl", "ipc"]
+
+
+def resolve_backend(config: JobConfig, *, gpus: bool) -> Backend:
+    """The transport to use: ``auto`` is nccl where engines and learner hold GPUs (never the same ones), else the object store.
+
+    Raises ``ConfigError`` for a transport that cannot work on this cluster.
+    """
+    name, stepping = config.sync.backend, config.rollout.engine == "stepping"
+    if name == "auto":
+        return "nccl" if gpus and not stepping else "object_store"
+    if name == "object_store":
+        return name
+    if not gpus:
+        raise ConfigError(
+            f"sync.backend: {name} moves weights between CUDA GPUs, and the Ray cluster has none; take sync.backend=object_store"
+        )
+    if stepping:
+        raise ConfigError(f"sync.backend: {name} needs rollout.engine=async; with rollout.engine=stepping take sync.backend=object_store")
+    if name == "ipc" and (config.rollout.tensor_parallel > 1 or config.rollout.workers > config.learner.ranks):
+        raise ConfigError(
+            "sync.backend: ipc shares each learner rank's GPU with one engine, so rollout.tensor_parallel must be 1 and "
+            f"rollout.workers at most learner.ranks={config.learner.ranks}; take sync.backend=nccl"
+        )
+    return name
+
+
+def reserve_shared_gpus(config: JobConfig) -> Any:
+    """A placement group for ``ipc``: bundle i is one GPU, with room for learner rank i and engine i."""
+    import ray
+
+    rollout, learner, cluster = config.rollout, config.learner, config.cluster
+    bundle = {"GPU": 1.0, "CPU": rollout.cpus + learner.cpus}
+    for needs in (cluster.rollout_resources, cluster.learner_resources):
+        for name, amount in needs.items():
+            bundle[name] = bundle.get(name, 0.0) + amount
+    return ray.util.placement_group([{k: v for k, v in bundle.items() if v}] * learner.ranks)
+
+
+def on_shared_gpu(group: Any, index: int) -> dict[str, Any]:
+    """Actor options that take half of GPU ``index`` of ``reserve_shared_gpus``; none without a group."""
+    if group is None:
+        return {}
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return {"num_gpus": 0.5, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)}
+
+
+@dataclass(frozen=True, slots=True)
+class PushSettings:
+    """What every rank must agree on."""
+
+    backend: Backend
+    gpus_per_engine: int
+    buffer_bytes: int
+    timeout_s: float  # for any answer of an engine, and for a whole push
+
+    @classmethod
+    def of(cls, config: JobConfig, backend: Backend) -> PushSettings:
+        """From the configuration."""
+        return cls(backend, config.rollout.tensor_parallel, config.sync.bucket_mb * 2**20, config.learner.collective_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class NativePush:
+    """Weights that the learner's ranks send by themselves, once they know to which engines.
+
+    ``run`` calls a function on every rank at once (``LearnerGroup.run``); ``updates`` is the number of optimiser steps
+    behind the weights that were published.
+    """
+
+    run: Callable[..., Awaitable[list[Any]]]
+    settings: PushSettings
+    updates: int
+
+    async def push(self, actors: Sequence[Any]) -> bool:
+        """Send to ``actors``, which must be paused; False, and nothing sent, where the ranks have learned since.
+
+        Raises ``LearnerLost`` where a rank or an engine was lost or a deadline passed: the state of all who took part
+        is then unknown, and they must be replaced.
+        """
+        # Ranks may be busy for long; only once they have answered does the push's own deadline begin.
+        address, port = (await self.run(_meeting_point))[0]
+        sent = await self.run(_send, self.settings, self.updates, list(actors), address, port, deadline_s=self.settings.timeout_s)
+        return all(sent)
+
+
+def updates_done(learner: Any) -> int:
+    """Optimiser steps so far, which say what weights a learner holds."""
+    return int(learner.updates_done)
+
+
+def _meeting_point(learner: Any) -> tuple[str, int]:
+    """This rank's address and a port that is free on it."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+
+def _send(learner: Any, settings: PushSettings, updates: int, actors: Sequence[Any], address: str, port: int) -> bool:
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    from reasoner_ray.rollout.engine import require_vllm
+
+    if updates_done(learner) != updates:
+        return False  # on all ranks alike
+    require_vllm()
+    from reasoner_ray.sync.weights import send_native
+
+    try:
+        send_native(learner, settings, actors, address, port)
+    except (GetTimeoutError, RayActorError) as error:
+        raise LearnerLost(f"an engine was lost while weights were sent to it by {settings.backend}: {error}") from error
+    return True

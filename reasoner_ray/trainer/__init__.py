@@ -1,0 +1,1 @@
+"""The driver: one asyncio loop over rollout, scoring, learning and weight sync."""

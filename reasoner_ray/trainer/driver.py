@@ -1,0 +1,373 @@
+"""The training loop: collect groups, learn, sync weights, look at the result. It holds references, never tensors.
+
+On-policy and asynchronous training are the same code. With ``max_staleness: 0`` all slots are taken while the
+learner works, so generation waits for the new weights; with more, the engines go on under the old ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasoner_ray.errors import CheckpointError, DataError, EnvironmentProblem, LearnerLost, SyncError
+from reasoner_ray.trainer.buffer import GroupBuffer, Slot, Stage
+from reasoner_ray.trainer.checkpoint import list_checkpoints, read_driver_state, write_checkpoint
+from reasoner_ray.trainer.metrics import evaluation_metrics, step_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reasoner_ray.config import JobConfig
+    from reasoner_ray.data.tasks import DataOrder, Item
+    from reasoner_ray.trainer.parts import GroupResult, Learners, Rollouts, Scorers
+    from reasoner_ray.trainer.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+PROBE_TASKS = 2
+"""Prompts of a parity probe: enough to see a wrong weight, cheap enough to run often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything the driver coordinates."""
+
+    rollouts: Rollouts
+    scorers: Scorers
+    learners: Learners
+    tracker: Tracker
+    train_items: DataOrder
+    eval_items: list[Item]
+    probe_tolerance: float
+
+
+@dataclass
+class Counters:
+    """What went wrong so far, over the whole run and its resumes."""
+
+    groups_failed: int = 0
+    failed_in_a_row: int = 0
+    learner_restarts: int = 0
+    checkpoints_failed: int = 0
+
+
+@dataclass
+class Stopwatch:
+    """Seconds a step spent in each phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside the block to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        """Seconds since the step began."""
+        return time.perf_counter() - self.began
+
+
+class TrainerDriver:
+    """One run, from its start (or its newest checkpoint) to its last step."""
+
+    def __init__(self, config: JobConfig, parts: Parts) -> None:
+        self.config = config
+        self.parts = parts
+        self.step = 0
+        self.version = 0
+        self.syncs = 0
+        self.counters = Counters()
+        self.buffer = self._new_buffer()
+        self.watch = Stopwatch()
+        self._readmit: list[int] = []
+        self._failure: BaseException | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._group_done = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    def request_stop(self) -> None:
+        """Checkpoint and end as soon as the phase under way allows."""
+        self._stop.set()
+        self._group_done.set()
+
+    async def run(self, resume_from: Path | None = None) -> dict[str, float]:
+        """Train to the last step and return the final evaluation. Raises ``ReasonerError`` with what to do."""
+        parts = self.parts
+        await asyncio.gather(parts.rollouts.start(), parts.scorers.start(), parts.learners.start())
+        if resume_from is not None:
+            await self._restore(resume_from)
+        parts.tracker.start(self.config.trainer.steps, self.step)
+        await self._sync(must_probe=True)
+        last_eval = await self._evaluate() if resume_from is None else {}
+        await self._admit()
+        while self.step < self.config.trainer.steps and not self._stop.is_set():
+            try:
+                if await self._train_step():
+                    last_eval = await self._after_step() or last_eval
+            except LearnerLost as error:
+                await self._recover_learner(error)
+        self._cancel_running()
+        if self._stop.is_set():
+            await self._checkpoint()
+        else:
+            await self._checkpoint_and_export()
+        return last_eval
+
+    async def stop(self) -> None:
+        """End every actor; safe after any failure."""
+        self._cancel_running()
+        parts = self.parts
+        await asyncio.gather(parts.rollouts.stop(), parts.scorers.stop(), parts.learners.stop())
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    async def _train_step(self) -> bool:
+        """Collect a step's groups, learn from them, publish the weights. False where a stop was asked for."""
+        self.watch = Stopwatch()
+        with self.watch.phase("collect"):
+            slots = await self._collect()
+        if slots is None:
+            return False
+        results: list[GroupResult] = [slot.payload for slot in slots]
+        with self.watch.phase("learn"):
+            learned = await self.parts.learners.train_step([r.trajectories for r in results])
+        self.step += 1
+        self.version += 1
+        with self.watch.phase("sync"):
+            await self._sync()
+        self.buffer.release_trained()
+        metrics = step_metrics(results, trained_at=self.version - 1, learned=learned, phases=self.watch.seconds)
+        metrics |= self._fault_metrics() | await self._rates(learned)
+        self._check_mismatch(metrics)
+        self.parts.tracker.log(self.step, metrics)
+        self.parts.tracker.samples(self.step, [row for r in results for row in r.summary.get("samples", ())])
+        return True
+
+    async def _after_step(self) -> dict[str, float] | None:
+        """Evaluate and checkpoint where they are due, then let the next groups in."""
+        trainer, evaluation = self.config.trainer, None
+        last = self.step == trainer.steps
+        if last or (trainer.eval_every and self.step % trainer.eval_every == 0):
+            evaluation = await self._evaluate()
+        if not last:
+            if trainer.checkpoint_every and self.step % trainer.checkpoint_every == 0:
+                await self._checkpoint()
+            await self._admit()
+        return evaluation
+
+    async def _collect(self) -> list[Slot] | None:
+        """Wait for a step's groups; None where a stop was asked for."""
+        while not self._stop.is_set():
+            if self.buffer.step_is_ready(self.version):
+                return self.buffer.take_step(self.version)
+            self._group_done.clear()
+            await self._group_done.wait()
+            if self._failure is not None:
+                raise self._failure
+        return None
+
+    # -- groups --------------------------------------------------------------------------------------------
+
+    async def _admit(self) -> None:
+        """Fill the free slots. Engines are paused meanwhile, so that a batch depends on the data order alone, not on timing."""
+        await self.parts.rollouts.pause()
+        for index in self._readmit:
+            self._launch(self.buffer.admit(self.version, index))
+        self._readmit = []
+        while self.buffer.free > 0 and self._groups_wanted() > 0:
+            self._launch(self.buffer.admit(self.version))
+        on_policy = self.config.trainer.max_staleness == 0
+        await self.parts.rollouts.resume(seed=self.config.seed * 1_000_003 + self.step if on_policy else None)
+
+    def _groups_wanted(self) -> int:
+        """Groups that the remaining steps still need beyond those in the system."""
+        trainer = self.config.trainer
+        in_system = self.buffer.capacity - self.buffer.free
+        return (trainer.steps - self.step) * trainer.tasks_per_step - in_system
+
+    def _launch(self, slot: Slot) -> None:
+        item = self.parts.train_items[slot.index]
+        call = self.parts.rollouts.submit(item, f"g{slot.index}", self.config.trainer.samples_per_task)
+        task = asyncio.create_task(self._produce(slot, item, call))
+        self._tasks[slot.index] = task
+        task.add_done_callback(lambda done: self._on_produced(slot.index, done))
+
+    async def _produce(self, slot: Slot, item: Item, call: Any) -> None:
+        """Follow one group from generation to its scores."""
+        result = await self.parts.rollouts.finish(call)
+        scored = await self.parts.scorers.score(result, item)
+        if scored.summary["failed"]:
+            self._replace_failed(slot, scored)
+        else:
+            self.counters.failed_in_a_row = 0
+            self.buffer.ready(slot.index, scored)
+
+    def _on_produced(self, index: int, task: asyncio.Task[None]) -> None:
+        """A group's task ended: wake the loop, and keep the first error for it."""
+        if self._tasks.get(index) is task:
+            del self._tasks[index]
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = self._failure or task.exception()
+        self._group_done.set()
+
+    def _replace_failed(self, slot: Slot, scored: GroupResult) -> None:
+        """Count a failed group and admit another in its place. Raises ``DataError`` where too many fail in a row."""
+        counters, limit = self.counters, self.config.trainer.max_failed_groups
+        counters.groups_failed += 1
+        counters.failed_in_a_row += 1
+        reason = scored.summary.get("error", "no reason given")
+        self.parts.tracker.event(f"group {slot.index} failed and was replaced: {reason}", "warning")
+        if counters.failed_in_a_row > limit:
+            raise DataError(
+                f"{counters.failed_in_a_row} groups in a row failed (trainer.max_failed_groups={limit}); the last one: {reason}"
+            )
+        self.buffer.drop(slot.index)
+        self._launch(self.buffer.admit(self.version))
+
+    def _cancel_running(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+
+    # -- weights -------------------------------------------------------------------------------------------
+
+    async def _sync(self, must_probe: bool = False) -> None:
+        """Bring the learner's weights to every engine; check now and then that they arrived."""
+        published = await self.parts.learners.publish_weights()
+        await self.parts.rollouts.pause()
+        await self.parts.rollouts.update_weights(published, self.version)
+        await self.parts.rollouts.resume()
+        if must_probe or self.syncs % self.config.sync.probe_every == 0:
+            await self._probe()
+        self.syncs += 1
+
+    async def _probe(self) -> None:
+        """Raises ``SyncError`` where rollout and learner disagree on the log-probs of fresh samples."""
+        items = self.parts.eval_items[:PROBE_TASKS] or [self.parts.train_items[i] for i in range(PROBE_TASKS)]
+        mismatch = await self.parts.learners.mismatch(await self.parts.rollouts.probe(items))
+        limit = self.parts.probe_tolerance
+        if not mismatch["mean_abs"] <= limit:
+            raise SyncError(
+                f"the weights of version {self.version} did not arrive: rollout and learner log-probs differ by "
+                f"{mismatch['mean_abs']:.4g} nats on average over {mismatch['tokens']:.0f} tokens (limit {limit:g}, "
+                "sync.probe_tolerance). Training on would use the wrong policy. Compare model.dtype on both sides, and run "
+                "`pytest tests/sync` on this machine"
+            )
+
+    def _check_mismatch(self, metrics: dict[str, float]) -> None:
+        limit, k3 = self.config.trainer.max_mismatch_k3, metrics.get("mismatch/k3")
+        if limit is not None and k3 is not None and not k3 <= limit:
+            raise SyncError(
+                f"step {self.step}: the k3 mismatch of rollout and learner is {k3:.4g}, above trainer.max_mismatch_k3={limit:g}"
+            )
+
+    # -- evaluation and metrics ----------------------------------------------------------------------------
+
+    async def _evaluate(self) -> dict[str, float]:
+        """Greedy answers on the held-out prompts."""
+        items = self.parts.eval_items
+        if not items:
+            return {}
+        with self.watch.phase("eval"):
+            results = await self.parts.rollouts.evaluate(items)
+            scored = await asyncio.gather(*(self.parts.scorers.score(r, item) for r, item in zip(results, items, strict=True)))
+        metrics = evaluation_metrics(scored) | {"time/eval_s": self.watch.seconds["eval"]}
+        self.parts.tracker.eval(self.step, metrics)
+        return metrics
+
+    async def _rates(self, learned: dict[str, float]) -> dict[str, float]:
+        stats, total = await self.parts.rollouts.stats(), self.watch.total
+        engines = max(self.parts.rollouts.n_engines, 1)
+        return {
+            "rollout/tokens_per_s": stats["tokens"] / max(stats["busy_s"], 1e-9),
+            "idle/rollout": max(0.0, 1.0 - stats["busy_s"] / (engines * total)),
+            "idle/learner": max(0.0, 1.0 - self.watch.seconds["learn"] / total),
+            "faults/engine_restarts": stats["restarts"],
+            "time/step_s": total,
+        }
+
+    def _fault_metrics(self) -> dict[str, float]:
+        c = self.counters
+        return {
+            "faults/groups_failed": float(c.groups_failed),
+            "faults/learner_restarts": float(c.learner_restarts),
+            "faults/checkpoints_failed": float(c.checkpoints_failed),
+        }
+
+    # -- checkpoints and recovery --------------------------------------------------------------------------
+
+    async def _checkpoint(self) -> None:
+        """Write a checkpoint; where that fails, say so, count it and go on with the one before."""
+        ready = {s.index: (s.admitted_at, s.payload) for s in self.buffer.slots(Stage.READY)}
+        state = {
+            "step": self.step,
+            "version": self.version,
+            "data": self.parts.train_items.fingerprint,
+            "counters": self.counters,
+            "next_index": self.buffer.next_index,
+            "running": [s.index for s in self.buffer.slots(Stage.RUNNING)],
+            "ready": {i: (at, await self.parts.scorers.fetch(result)) for i, (at, result) in ready.items()},
+        }
+        with self.watch.phase("checkpoint"):
+            try:
+                await write_checkpoint(
+                    self.config.run_dir, self.step, state, self.parts.learners.save, self.config.trainer.keep_checkpoints
+                )
+            except CheckpointError as error:
+                self.counters.checkpoints_failed += 1
+                self.parts.tracker.event(str(error), "error")
+
+    async def _checkpoint_and_export(self) -> None:
+        await self._checkpoint()
+        await self.parts.learners.export(self.config.run_dir / "model")
+
+    async def _restore(self, checkpoint: Path) -> None:
+        """Go back to a checkpoint: learner, data order, finished but untrained groups."""
+        state = read_driver_state(checkpoint)
+        self.parts.train_items.check(state["data"])
+        await self.parts.learners.load(checkpoint / "learner")
+        self.step, self.version, self.counters = state["step"], state["version"], state["counters"]
+        self.buffer = self._new_buffer(state["next_index"])
+        for index, (admitted_at, stored) in state["ready"].items():
+            self.buffer.admit(admitted_at, index)
+            self.buffer.ready(index, await self.parts.scorers.store(stored))
+        self._readmit = list(state["running"])
+
+    async def _recover_learner(self, error: LearnerLost) -> None:
+        """A learner rank died: start the group anew from the last checkpoint. Raises ``EnvironmentProblem`` past the limit."""
+        self.counters.learner_restarts += 1
+        restarts, limit = self.counters.learner_restarts, self.config.learner.restart_limit
+        if restarts > limit:
+            raise EnvironmentProblem(
+                f"the learner died {restarts} times (learner.restart_limit={limit}); the last time: {error}"
+            ) from error
+        self.parts.tracker.event(f"learner lost ({error}); restarting from the last checkpoint", "error")
+        self._cancel_running()
+        await self.parts.rollouts.abort()
+        await self.parts.learners.restart()
+        if isinstance(self._failure, LearnerLost):
+            self._failure = None  # the same loss, as the groups under way met it
+        counters, checkpoints = self.counters, list_checkpoints(self.config.run_dir)
+        if checkpoints:
+            await self._restore(checkpoints[-1])
+        else:
+            self.step, self.version, self.buffer = 0, 0, self._new_buffer()
+        self.counters = counters
+        self.parts.tracker.rewind(self.step)
+        await self._sync(must_probe=True)
+        await self._admit()
+
+    def _new_buffer(self, next_index: int = 0) -> GroupBuffer:
+        trainer = self.config.trainer
+        return GroupBuffer(trainer.tasks_per_step, trainer.max_staleness, next_index)

@@ -1,0 +1,249 @@
+"""From a validated configuration to a running job: the run's folder, the Ray cluster, the parts, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+import ray
+
+from reasoner_ray import settings
+from reasoner_ray.config import JobConfig, to_yaml
+from reasoner_ray.data.tasks import DataOrder, Item, Task, check_lengths, get_task
+from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from reasoner_ray.learner.group import LearnerGroup
+from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_dtype, resolve_model
+from reasoner_ray.rollout.pool import RolloutPool
+from reasoner_ray.scoring.base import reward_terms
+from reasoner_ray.scoring.pool import ScorerPool
+from reasoner_ray.sync.backends import reserve_shared_gpus, resolve_backend
+from reasoner_ray.trainer.checkpoint import list_checkpoints
+from reasoner_ray.trainer.driver import Parts, TrainerDriver
+from reasoner_ray.trainer.metrics import evaluation_metrics
+from reasoner_ray.trainer.tracking import Tracker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IfExists = Literal["error", "resume", "overwrite", "new"]
+DEFAULT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""Mean |difference| in nats above which a probe fails; float32 is exact to 1e-5, bfloat16 measured 0.05."""
+
+log = logging.getLogger(__name__)
+
+
+def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
+    """Run a job to its end and return its last evaluation. Raises ``ReasonerError`` with what to do."""
+    config, task, _ = load_task(config)
+    config, checkpoint = prepare_run(config, if_exists)
+    connect(config)
+    check_resources(config, ray.cluster_resources())
+    tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
+    driver = TrainerDriver(config, build_parts(config, task, tracker))
+    status: Literal["finished", "interrupted", "failed"] = "failed"
+    try:
+        result = asyncio.run(_run_with_signals(driver, checkpoint))
+        status = "finished" if driver.step == config.trainer.steps else "interrupted"
+        return result
+    finally:
+        tracker.finish(status)
+        ray.shutdown()
+
+
+def evaluate(config: JobConfig) -> dict[str, float]:
+    """Greedy answers of ``config.model`` on the task's held-out prompts."""
+    config, task, _ = load_task(config)
+    connect(config)
+    items = held_out_items(config, task)
+    if not items:
+        raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
+    pool, scorers = RolloutPool(config), ScorerPool(config)
+
+    async def run() -> dict[str, float]:
+        try:
+            await asyncio.gather(pool.start(), scorers.start())
+            await pool.assume_synced(version=0)
+            results = await pool.evaluate(items)
+            scored = await asyncio.gather(*(scorers.score(r, item) for r, item in zip(results, items, strict=True)))
+            return evaluation_metrics(scored)
+        finally:
+            await asyncio.gather(pool.stop(), scorers.stop())
+
+    try:
+        return asyncio.run(run())
+    finally:
+        ray.shutdown()
+
+
+def prepare_run(config: JobConfig, if_exists: IfExists) -> tuple[JobConfig, Path | None]:
+    """Make the run's folder; returns the configuration (renamed where a new run was asked for) and the checkpoint to resume."""
+    if if_exists == "new":
+        base, number = config.name, 1
+        while config.run_dir.exists():
+            number += 1
+            config = config.model_copy(update={"name": f"{base}-{number}"})
+    run_dir = config.run_dir
+    checkpoint: Path | None = None
+    if run_dir.exists():
+        checkpoints = list_checkpoints(run_dir)
+        if if_exists == "error":
+            raise ConfigError(
+                f"{run_dir} exists ({len(checkpoints)} checkpoints). Go on with --resume, replace it with --overwrite, "
+                "keep both with --if-exists new, or set another name=..."
+            )
+        if if_exists == "overwrite":
+            shutil.rmtree(run_dir)
+        elif checkpoints:
+            checkpoint = checkpoints[-1]
+    elif if_exists == "resume":
+        raise CheckpointError(f"nothing to resume: {run_dir} does not exist")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    return config, checkpoint
+
+
+def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBase]:
+    """The task and tokenizer, checked against each other before any actor starts.
+
+    The configuration comes back with the task's own stop strings where the job names none.
+    """
+    path = resolve_model(config.model.path)
+    tokenizer = load_tokenizer(path)
+    check_tokenizer_matches(path, tokenizer)
+    task = get_task(config.task, config.seed)
+    reward_terms(config.scoring, config.task)
+    check_lengths(
+        task,
+        tokenizer,
+        max_context=config.rollout.max_context,
+        max_new_tokens=config.rollout.max_new_tokens,
+        items=[*task.train()[:1000], *held_out_items(config, task)],
+    )
+    if task.stop and not config.rollout.stop:
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"stop": tuple(task.stop)})})
+    return config, task, tokenizer
+
+
+def held_out_items(config: JobConfig, task: Task) -> list[Item]:
+    """The evaluation prompts: the first ``eval_tasks`` held-out items."""
+    return list(task.held_out()[: config.trainer.eval_tasks])
+
+
+def connect(config: JobConfig) -> None:
+    """Join the Ray cluster, or start a local one. Raises ``EnvironmentProblem`` where the address does not answer."""
+    address = config.cluster.address
+    if address is not None:
+        _must_answer(address)
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if address is None:
+            ray.init(include_dashboard=False, **quiet)
+        else:
+            # Nodes that were started elsewhere do not know where the user's own modules lie.
+            ray.init(address=address, runtime_env={"env_vars": settings.module_path()}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
+        raise EnvironmentProblem(f"{where}: {error}. Run `reasoner doctor`; start one with `ray start --head`") from error
+
+
+def _must_answer(address: str) -> None:
+    """Ray itself tries for minutes to reach a cluster that is not there. Raises ``EnvironmentProblem``."""
+    parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
+    if parts.hostname is None or parts.port is None:  # "auto", "local": Ray finds these by itself
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"no Ray cluster answers at {address} (cluster.address): {error.strerror or error}. Start one with `ray start --head`, or "
+            "leave cluster.address out for a local one"
+        ) from error
+
+
+def check_resources(config: JobConfig, available: Mapping[str, float]) -> None:
+    """Refuse a job that the cluster can never place: Ray would wait for ever without a word. Raises ``ConfigError``."""
+    engines, ranks = config.rollout.workers, config.learner.ranks
+    gpus = available.get("GPU", 0)
+    shared = resolve_backend(config, gpus=gpus > 0) == "ipc"
+    if gpus:
+        wanted = ranks if shared else engines * config.rollout.tensor_parallel + ranks
+        if wanted > gpus:
+            raise ConfigError(
+                f"rollout.workers={engines} of rollout.tensor_parallel={config.rollout.tensor_parallel} GPUs and learner.ranks={ranks} "
+                f"need {wanted} GPUs; the cluster has {gpus:g}"
+            )
+    elif config.rollout.tensor_parallel > 1:
+        raise ConfigError(f"rollout.tensor_parallel={config.rollout.tensor_parallel}: the cluster has no GPUs, so it must be 1")
+    wanted_cpus = engines * config.rollout.cpus + ranks * config.learner.cpus + config.scoring.workers * config.scoring.cpus
+    if wanted_cpus > available.get("CPU", 0):
+        raise ConfigError(
+            f"rollout.cpus, learner.cpus and scoring.cpus add up to {wanted_cpus:g} CPUs; the cluster has {available.get('CPU', 0):g}. "
+            "Lower them (they are reservations, not limits) or the number of actors"
+        )
+    for section, needs in (("rollout", config.cluster.rollout_resources), ("learner", config.cluster.learner_resources)):
+        for name, amount in needs.items():
+            if amount > available.get(name, 0):
+                raise ConfigError(f"cluster.{section}_resources.{name}: {amount:g} wanted, the cluster offers {available.get(name, 0):g}")
+
+
+def build_parts(config: JobConfig, task: Task, tracker: Tracker) -> Parts:
+    """The real parts: vLLM actors, scorer actors, DeepSpeed learners."""
+    train_items = task.train()
+    if not train_items:
+        raise DataError(f"task {task.name} has no training items")
+    dtype = str(resolve_dtype(config.model.dtype)).removeprefix("torch.")
+    backend = resolve_backend(config, gpus=ray.cluster_resources().get("GPU", 0) > 0)
+    shared_gpus = reserve_shared_gpus(config) if backend == "ipc" else None
+    return Parts(
+        rollouts=RolloutPool(config, shared_gpus),
+        scorers=ScorerPool(config),
+        learners=LearnerGroup(config, shared_gpus),
+        tracker=tracker,
+        train_items=DataOrder(train_items, config.seed),
+        eval_items=held_out_items(config, task),
+        probe_tolerance=config.sync.probe_tolerance or DEFAULT_TOLERANCE[dtype],
+    )
+
+
+async def _run_with_signals(driver: TrainerDriver, checkpoint: Path | None) -> dict[str, float]:
+    """Run the driver; the first Ctrl-C (or SIGTERM) checkpoints and ends, the second ends at once."""
+    loop = asyncio.get_running_loop()
+    run = asyncio.ensure_future(driver.run(checkpoint))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _stop_once(driver, run.cancel))
+    try:
+        return await run
+    finally:
+        await _within(driver.stop, seconds=20)
+
+
+def _stop_once(driver: TrainerDriver, cancel: Callable[[], bool]) -> Callable[[], None]:
+    asked = False
+
+    def handler() -> None:
+        nonlocal asked
+        if asked:
+            cancel()
+            return
+        asked = True
+        driver.parts.tracker.event("stopping: writing a checkpoint (again to stop without one)", "warning")
+        driver.request_stop()
+
+    return handler
+
+
+async def _within(action: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """End the actors in an orderly way, but never hang on one that does not answer: Ray kills it at shutdown."""
+    try:
+        await asyncio.wait_for(action(), seconds)
+    except TimeoutError:
+        log.warning("actors did not end within %s s; Ray kills them", seconds)

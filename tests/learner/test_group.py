@@ -1,0 +1,184 @@
+"""Learner ranks as Ray actors: two ranks do what one does, at every ZeRO stage; a killed rank is reported and replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reasoner_ray.config import JobConfig
+from reasoner_ray.errors import CheckpointError, EnvironmentProblem, LearnerLost, NonFiniteError
+from reasoner_ray.learner.group import LearnerGroup, share_groups
+from reasoner_ray.learner.learner import Learner
+from reasoner_ray.sync.buckets import unpack_bucket
+from reasoner_ray.trajectory import Trajectory
+
+pytestmark = pytest.mark.slow
+Groups = list[list[Trajectory]]
+ALGORITHM = {"name": "poad"}
+SMALL = {"lr": 1e-4, "critic_lr": 1e-4, "tokens_per_microbatch": 40}
+
+
+def after_two_steps(config: JobConfig, groups: Groups, rank: int, world_size: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Weights and last metrics of a new learner in this process; each rank takes its share of the groups."""
+    learner = Learner(config, rank, world_size)
+    for _ in range(2):
+        metrics = learner.train_step(share_groups(groups, world_size, config.learner.updates_per_step)[rank])
+    return {n: t.clone() for n, t in learner.state_for_sync()}, metrics
+
+
+def on_rank(learner: Learner, config: JobConfig, groups: Groups) -> Any:
+    return after_two_steps(config, groups, learner.engine.rank, learner.engine.world_size)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def pair_config(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
+    from reasoner_ray.config import parse_config
+
+    return parse_config(
+        {
+            "out": str(tmp_path_factory.mktemp("runs")),
+            "model": {"path": str(tiny_model_dir), "dtype": "float32"},
+            "algorithm": ALGORITHM,
+            "trainer": {"tasks_per_step": 4, "samples_per_task": 4},
+            "learner": {"ranks": 2, "zero_stage": 3, "critic_hidden": [32], "torch_threads": 1, "collective_timeout_s": 60, **SMALL},
+            "sync": {"bucket_mb": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(ray_cluster: Any, loop: asyncio.AbstractEventLoop, pair_config: JobConfig) -> Iterator[LearnerGroup]:
+    """Two ranks at ZeRO 3."""
+    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    group = LearnerGroup(pair_config)
+    loop.run_until_complete(group.start())
+    yield group
+    loop.run_until_complete(group.stop())
+
+
+def test_share_groups() -> None:
+    assert share_groups(list("abcdefgh"), ranks=2, updates=2) == [list("aceg"), list("bdfh")]
+    assert share_groups(list("abcdefgh"), ranks=4, updates=2) == [list("ae"), list("bf"), list("cg"), list("dh")]
+    with pytest.raises(ValueError, match="3 groups"):
+        share_groups(list("abc"), ranks=2, updates=1)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_two_ranks_equal_one(
+    stage: int, updates: int, pair: LearnerGroup, loop: asyncio.AbstractEventLoop, job: Callable[..., JobConfig], groups: Groups
+) -> None:
+    """Uneven micro-batches included: 40 packed tokens a row, and trajectories of different lengths on both ranks."""
+    config = job(algorithm=ALGORITHM, learner={**SMALL, "ranks": 2, "zero_stage": stage, "updates_per_step": updates})
+    expected, expected_metrics = after_two_steps(
+        job(algorithm=ALGORITHM, learner={**SMALL, "tokens_per_microbatch": 4096, "updates_per_step": updates}), groups, 0, 1
+    )
+    results = loop.run_until_complete(pair.run(on_rank, config, groups))
+    for weights, metrics in results:
+        assert weights.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+        for key in (
+            "learner/grad_norm",
+            "learner/loss",
+            "learner/entropy",
+            "learner/explained_variance",
+            "mismatch/k3",
+            "mismatch/max_abs",
+        ):
+            assert metrics[key] == pytest.approx(expected_metrics[key], abs=1e-5, rel=1e-4)
+        assert metrics["learner/tokens_trained"] == expected_metrics["learner/tokens_trained"]
+
+
+def test_published_weights_and_export(
+    pair: LearnerGroup, loop: asyncio.AbstractEventLoop, ray_cluster: Any, groups: Groups, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    refs = [ray_cluster.put(group) for group in groups]
+    metrics = loop.run_until_complete(pair.train_step(refs))
+    assert metrics["learner/tokens_trained"] == sum(t.trainable_tokens for group in groups for t in group)
+    published = [named for ref in loop.run_until_complete(pair.publish_weights()) for named in unpack_bucket(ray_cluster.get(ref))]
+    loop.run_until_complete(pair.export(tmp_path / "hf"))
+    exported = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "hf").named_parameters())
+    original = dict(AutoModelForCausalLM.from_pretrained(tiny_model_dir).named_parameters())
+    assert {name for name, _ in published} == exported.keys() == original.keys()
+    for name, tensor in published:
+        assert torch.equal(tensor, exported[name])
+        assert not torch.equal(tensor, original[name])
+    mismatch = loop.run_until_complete(pair.mismatch(refs[0]))
+    assert mismatch["mean_abs"] > 0 and mismatch["tokens"] == sum(t.trainable_tokens for t in groups[0])
+
+
+def test_errors_keep_their_kind(
+    pair: LearnerGroup, loop: asyncio.AbstractEventLoop, ray_cluster: Any, groups: Groups, tmp_path: Path
+) -> None:
+    """What a rank raises reaches the driver as itself, from whichever rank, and the ranks stay in step."""
+    bad = [list(group) for group in groups]
+    bad[1][0] = bad[1][0].with_outcome(float("inf"))  # the second rank's share
+    with pytest.raises(NonFiniteError, match="nonfinite"):
+        loop.run_until_complete(pair.train_step([ray_cluster.put(group) for group in bad]))
+    with pytest.raises(CheckpointError, match="corrupt"):
+        loop.run_until_complete(pair.load(tmp_path / "nothing"))
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "rank-00001.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError):
+        loop.run_until_complete(pair.save(folder))
+    loop.run_until_complete(pair.publish_weights())
+
+
+def test_killed_rank_is_reported_and_replaced(
+    pair: LearnerGroup, loop: asyncio.AbstractEventLoop, ray_cluster: Any, groups: Groups, tmp_path: Path
+) -> None:
+    """SIGKILL in mid-step: ``LearnerLost`` at the driver; after restart and load the step gives the same weights."""
+    refs = [ray_cluster.put(group) for group in groups]
+
+    def weights() -> dict[str, torch.Tensor]:
+        published = loop.run_until_complete(pair.publish_weights())
+        return {name: tensor.clone() for ref in published for name, tensor in unpack_bucket(ray_cluster.get(ref))}
+
+    loop.run_until_complete(pair.save(tmp_path))
+    loop.run_until_complete(pair.train_step(refs))
+    expected = weights()
+
+    async def step_and_kill() -> None:
+        (_, _, process) = (await pair._call("place"))[1]
+        os.kill(process, signal.SIGSTOP)  # however fast the machine, the other rank is now in mid-step, waiting for this one
+        step = asyncio.ensure_future(pair.train_step(refs))
+        await asyncio.sleep(0.5)
+        assert not step.done()
+        os.kill(process, signal.SIGKILL)
+        await step
+
+    with pytest.raises(LearnerLost, match="died during train_step"):
+        loop.run_until_complete(asyncio.wait_for(step_and_kill(), timeout=60))
+    with pytest.raises(LearnerLost):
+        loop.run_until_complete(pair.train_step(refs))
+    loop.run_until_complete(pair.restart())
+    loop.run_until_complete(pair.load(tmp_path))
+    loop.run_until_complete(pair.train_step(refs))
+    assert all(torch.equal(value, expected[name]) for name, value in weights().items())
+
+
+def test_no_room_in_the_cluster(ray_cluster: Any, loop: asyncio.AbstractEventLoop, pair_config: JobConfig) -> None:
+    learner = pair_config.learner.model_copy(update={"cpus": 1000.0, "collective_timeout_s": 3.0})
+    group = LearnerGroup(pair_config.model_copy(update={"learner": learner}))
+    with pytest.raises(EnvironmentProblem, match="the cluster has"):
+        loop.run_until_complete(group.start())
+    loop.run_until_complete(group.stop())

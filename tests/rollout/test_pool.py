@@ -1,0 +1,118 @@
+"""The pool on real Ray actors with real vLLM engines: routing, kills, workers that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reasoner_ray.config import JobConfig, parse_config
+from reasoner_ray.data.tasks import get_task
+from reasoner_ray.errors import EnvironmentProblem, ModelError
+from tests.engines import change_every_parameter, reference_logprobs, state_of
+
+pytestmark = pytest.mark.slow
+
+
+def job(folder: Path, **rollout: Any) -> JobConfig:
+    return parse_config(
+        {
+            "model": {"path": str(folder), "dtype": "float32"},
+            "rollout": {"max_context": 256, "max_new_tokens": 6, "kv_cache_gb": 0.05, "cpus": 1, "torch_threads": 1, **rollout},
+        }
+    )
+
+
+def put_weights(ray: Any, model: Any) -> list[Any]:
+    from reasoner_ray.sync.buckets import make_buckets
+
+    return [ray.put(bucket) for bucket in make_buckets(state_of(model), 100_000)]
+
+
+def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_dir: Path) -> None:
+    """One pool, one story: starting engines is what takes the time here."""
+    from transformers import AutoModelForCausalLM
+
+    from reasoner_ray.rollout.pool import RolloutPool
+
+    config = job(tiny_model_dir, workers=2)
+    items = get_task(config.task, config.seed).train()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    change_every_parameter(model, seed=1)
+
+    async def check_probe(pool: Any, engines: int) -> None:
+        trajectories = await (await pool.probe(items[:2]))
+        assert len(trajectories) == 2 * engines
+        for t in trajectories:
+            prompt, answer = t.tokens[~t.loss_mask].tolist(), t.tokens[t.loss_mask].tolist()
+            np.testing.assert_allclose(t.behaviour_logprobs[t.loss_mask], reference_logprobs(model, prompt, answer), atol=1e-4)
+
+    async def groups(pool: Any, numbers: range, kill: str | None = None) -> list[Any]:
+        await pool.pause()
+        calls = [pool.submit(items[i], f"g{i}", 4) for i in numbers]
+        assert {call.engine.name for call in calls} == set(pool.fleet.routable)
+        await pool.resume(seed=5)
+        if kill is not None:
+            os.kill(pool.processes[kill], signal.SIGKILL)
+        return list(await asyncio.gather(*(pool.finish(call) for call in calls)))
+
+    async def story() -> None:
+        pool = RolloutPool(config)
+        await pool.start()
+        assert pool.n_engines == 0, "nothing is given out before the first sync"
+        await pool.pause()
+        await pool.update_weights(put_weights(ray_cluster, model), version=1)
+        await pool.resume()
+        assert pool.n_engines == 2
+        await check_probe(pool, 2)
+
+        first = await groups(pool, range(6))
+        again = await groups(pool, range(6))
+        for a, b in zip(first, again, strict=True):
+            for x, y in zip(await a.trajectories, await b.trajectories, strict=True):
+                assert x.tokens.tolist() == y.tokens.tolist(), "seeded rollouts repeat"
+                assert x.behaviour_logprobs.tolist() == y.behaviour_logprobs.tolist()
+        stats = await pool.stats()
+        assert stats["tokens"] > 0
+        assert stats["busy_s"] > 0
+        assert stats["restarts"] == 0
+        assert [r.summary["rewards"] for r in await pool.evaluate(items[:3])] == [[0.0]] * 3
+
+        results = await groups(pool, range(6, 12), kill="engine-0")
+        assert [r.summary["group_id"] for r in results] == [f"g{i}" for i in range(6, 12)]
+        await pool.restart("engine-1")  # waits for itself; engine-0 comes back on its own
+        while pool.n_engines < 2:
+            await asyncio.sleep(0.1)
+        assert pool.fleet.restarts == 2
+        await check_probe(pool, 2)  # new engines hold the synced weights, not those of the model folder
+
+        name = await pool.add_worker()
+        assert name in pool.fleet.routable
+        await check_probe(pool, 3)
+        await pool.remove_worker("engine-0")
+        assert sorted(pool.fleet.routable) == ["engine-1", "engine-2"]
+        await check_probe(pool, 2)
+        await pool.stop()
+
+    asyncio.run(asyncio.wait_for(story(), 300))
+
+
+def test_errors_reach_the_driver_as_themselves(ray_cluster: Any, tmp_path: Path, tiny_model_dir: Path) -> None:
+    from reasoner_ray.rollout.pool import RolloutPool
+
+    async def start(config: JobConfig) -> None:
+        pool = RolloutPool(config)
+        try:
+            await pool.start()
+        finally:
+            await pool.stop()
+
+    with pytest.raises(ModelError, match="nowhere"):
+        asyncio.run(start(job(tmp_path / "nowhere")))
+    with pytest.raises(EnvironmentProblem, match=r"rollout\.workers"):
+        asyncio.run(start(job(tiny_model_dir, workers=500)))

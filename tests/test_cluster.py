@@ -1,0 +1,55 @@
+"""Engines and learners on nodes of their own: two raylets of one machine, told apart by custom resources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from reasoner_ray.config import load_config
+from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.trainer.launch import check_resources, connect
+from tests.test_runs import Run, job
+
+NODE_MEMORY = 200 * 2**20
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {"engines": 1}, "object_store_memory": NODE_MEMORY})
+    cluster.add_node(num_cpus=2, resources={"learners": 1}, object_store_memory=NODE_MEMORY)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_engines_and_learners_on_nodes_of_their_own(two_nodes: Cluster, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Ray places an actor only where its resources are, so the run can only end well with the two apart."""
+    run = Run(
+        job(tmp_path, tiny_model_dir, steps=2, checkpoint_every=0),
+        f"cluster.address={two_nodes.address}",
+        "cluster.rollout_resources={engines: 1}",
+        "cluster.learner_resources={learners: 1}",
+    )
+    assert run.wait() == 0, run.log.read_text()[-3000:]
+    assert run.steps == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "available", "message"),
+    [
+        (["rollout.tensor_parallel=2"], {"CPU": 8.0}, "rollout.tensor_parallel=2: the cluster has no GPUs"),
+        (["rollout.workers=2", "rollout.tensor_parallel=4"], {"CPU": 8.0, "GPU": 8.0}, "need 9 GPUs; the cluster has 8"),
+        (["learner.ranks=2", "learner.cpus=4"], {"CPU": 8.0}, "add up to 9 CPUs; the cluster has 8"),
+        (["cluster.learner_resources={fast: 1}"], {"CPU": 8.0}, r"cluster\.learner_resources\.fast: 1 wanted, the cluster offers 0"),
+    ],
+)
+def test_a_job_that_can_never_be_placed_is_refused(overrides: list[str], available: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_resources(load_config(None, overrides), available)
+
+
+def test_an_address_that_does_not_answer() -> None:
+    with pytest.raises(EnvironmentProblem, match=r"no Ray cluster answers at 127\.0\.0\.1:1.*ray start --head"):
+        connect(load_config(None, ["cluster.address=127.0.0.1:1"]))

@@ -1,0 +1,172 @@
+"""Parts that sleep instead of computing: for tests of the driver's own behaviour."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasoner_ray.errors import LearnerLost
+from reasoner_ray.trainer.parts import GroupResult
+
+
+def summary(version: int, n: int, failed: bool = False) -> dict[str, Any]:
+    return {
+        "rewards": [float(i % 2) for i in range(n)],
+        "lengths": [4] * n,
+        "oldest_versions": [version] * n,
+        "statuses": ["finished"] * n,
+        "failed": failed,
+        "error": "the grader died" if failed else "",
+    }
+
+
+@dataclass
+class FakeRollouts:
+    """Generates a group in ``seconds(group index)``."""
+
+    seconds: Callable[[int], float] = lambda _: 0.0
+    version: int = -1
+    n_engines: int = 1
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+    submitted: list[str] = field(default_factory=list)
+    seeds: list[int | None] = field(default_factory=list)
+    stopped: bool = False
+
+    async def start(self) -> None: ...
+
+    def submit(self, item: Any, group_id: str, n: int) -> Any:
+        self.submitted.append(group_id)
+        return group_id, n, self.version
+
+    async def finish(self, call: Any) -> GroupResult:
+        group_id, n, version = call
+        await self.running.wait()
+        await asyncio.sleep(self.seconds(int(group_id[1:])))
+        return GroupResult(trajectories=group_id, summary=summary(version, n))
+
+    async def evaluate(self, items: Any) -> list[GroupResult]:
+        return [GroupResult(trajectories=None, summary=summary(self.version, 1)) for _ in items]
+
+    async def pause(self) -> None:
+        self.running.clear()
+
+    async def resume(self, seed: int | None = None) -> None:
+        self.seeds.append(seed)
+        self.running.set()
+
+    async def update_weights(self, published: Any, version: int) -> None:
+        assert not self.running.is_set(), "weights may change only while the engines are paused"
+        self.version = version
+
+    async def abort(self) -> None: ...
+
+    async def probe(self, items: Any) -> Any:
+        return self.version
+
+    async def stats(self) -> dict[str, float]:
+        return {"tokens": 1.0, "busy_s": 1.0, "restarts": 0.0}
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+@dataclass
+class FakeScorers:
+    """Passes groups through; ``fails(group_id)`` makes one fail."""
+
+    fails: Callable[[str], bool] = lambda _: False
+
+    async def start(self) -> None: ...
+
+    async def score(self, result: GroupResult, item: Any) -> GroupResult:
+        if result.trajectories is not None and self.fails(result.trajectories):
+            return GroupResult(trajectories=result.trajectories, summary={**result.summary, "failed": True, "error": "the grader died"})
+        return result
+
+    async def fetch(self, result: GroupResult) -> Any:
+        return result
+
+    async def store(self, fetched: Any) -> GroupResult:
+        return fetched
+
+    async def stop(self) -> None: ...
+
+
+@dataclass
+class FakeLearners:
+    """Its weights are the list of groups it was trained on, so that double training shows."""
+
+    seconds: float = 0.0
+    dies_at: set[int] = field(default_factory=set)
+    mismatch_value: float = 0.0
+    trained: list[str] = field(default_factory=list)
+    steps: int = 0
+    restarts: int = 0
+    save_error: OSError | None = None
+
+    async def start(self) -> None: ...
+
+    async def train_step(self, groups: Any) -> dict[str, float]:
+        await asyncio.sleep(self.seconds)
+        self.steps += 1
+        if self.steps in self.dies_at:
+            raise LearnerLost("rank 0 was killed")
+        self.trained.extend(groups)
+        return {"learner/tokens_per_s": 1.0}
+
+    async def publish_weights(self) -> Any:
+        return list(self.trained)
+
+    async def mismatch(self, probe: Any) -> dict[str, float]:
+        return {"mean_abs": self.mismatch_value, "max_abs": self.mismatch_value, "k3": 0.0, "tokens": 8.0}
+
+    async def save(self, folder: Path) -> None:
+        if self.save_error is not None:
+            raise self.save_error
+        (folder / "trained.txt").write_text("\n".join(self.trained))
+
+    async def load(self, folder: Path) -> None:
+        self.trained = (folder / "trained.txt").read_text().split()
+
+    async def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    async def restart(self) -> None:
+        self.restarts += 1
+        self.trained = []
+
+    async def stop(self) -> None: ...
+
+
+@dataclass
+class FakeTracker:
+    """Remembers what it was told."""
+
+    steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    evals: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def start(self, total_steps: int, first_step: int) -> None: ...
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps[step] = metrics
+
+    def samples(self, step: int, rows: Any) -> None: ...
+
+    def event(self, text: str, level: str = "info") -> None:
+        self.events.append(text)
+
+    def eval(self, step: int, metrics: dict[str, float]) -> None:
+        self.evals.append((step, metrics))
+
+    def rewind(self, step: int) -> None:
+        self.steps = {s: m for s, m in self.steps.items() if s <= step}
+
+
+def long_tailed(mean: float, seed: int = 0) -> Callable[[int], float]:
+    """Log-normal durations, a function of the group's index alone."""
+    return lambda index: mean * random.Random(f"{seed}/{index}").lognormvariate(-0.5, 1.0)
