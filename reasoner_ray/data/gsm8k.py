@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from reasoner_ray.data.questions import BOXED, QuestionTask
+from reasoner_ray.data.questions import QuestionTask
 from reasoner_ray.data.records import Record
 from reasoner_ray.data.tasks import register_task
 from reasoner_ray.errors import DataError
@@ -19,22 +19,6 @@ class Gsm8kTask(QuestionTask):
     default_scorer = "math"
     hub = "openai/gsm8k"
     subset = "main"
-
-    def __init__(
-        self,
-        *,
-        seed: int = 0,
-        path: str | None = None,
-        held_out_path: str | None = None,
-        held_out_fraction: float = 0.05,
-        style: str = "chat",
-        instruction: str = BOXED,
-        shots: int = 0,
-    ) -> None:
-        del seed  # the order is the driver's business
-        super().__init__(
-            path=path, held_out_path=held_out_path, held_out_fraction=held_out_fraction, style=style, instruction=instruction, shots=shots
-        )
 
     def question(self, record: Record) -> str:
         """The word problem."""

@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from reasoner_ray.data.records import Record, read_hub, read_records
 from reasoner_ray.data.tasks import Item, Message, Task, is_held_out, register_task
@@ -15,6 +15,7 @@ from reasoner_ray.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 Style = Literal["chat", "text"]
+T = TypeVar("T")
 BOXED = "Reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -43,6 +44,15 @@ def check_style(style: str) -> Style:
     raise ConfigError(f"task.args.style: must be chat or text (got {style!r})")
 
 
+def _divide(things: Sequence[T], texts: Sequence[str], fraction: float, path: str) -> tuple[list[T], list[T]]:
+    """What to train on and what is held out, by the hash of each one's text. Raises ``DataError`` where nothing is left to train on."""
+    held_out = [is_held_out(text, fraction) for text in texts]
+    train = [thing for thing, out in zip(things, held_out, strict=True) if not out]
+    if not train:
+        raise DataError(f"{path}: no record is left to train on with task.args.held_out_fraction={fraction}")
+    return train, [thing for thing, out in zip(things, held_out, strict=True) if out]
+
+
 class QuestionTask(Task):
     """Records from ``path`` and ``held_out_path``, else from the splits of a hub data set.
 
@@ -55,8 +65,17 @@ class QuestionTask(Task):
     splits: tuple[str, str] = ("train", "test")
 
     def __init__(
-        self, *, path: str | None, held_out_path: str | None, held_out_fraction: float, style: str, instruction: str, shots: int
+        self,
+        *,
+        seed: int = 0,
+        path: str | None = None,
+        held_out_path: str | None = None,
+        held_out_fraction: float = 0.05,
+        style: str = "chat",
+        instruction: str = BOXED,
+        shots: int = 0,
     ) -> None:
+        del seed  # the order is the driver's business
         if path is None and (held_out_path is not None or self.hub is None):
             raise ConfigError("task.args.path: must be given")
         self._path, self._held_out_path, self._fraction = path, held_out_path, held_out_fraction
@@ -116,11 +135,7 @@ class QuestionTask(Task):
         records = read_records(self._path)
         if self._held_out_path is not None:
             return records, read_records(self._held_out_path)
-        held_out = {r.id for r in records if is_held_out(self.question(r), self._fraction)}
-        train = [r for r in records if r.id not in held_out]
-        if not train:
-            raise DataError(f"{self._path}: no record is left to train on with task.args.held_out_fraction={self._fraction}")
-        return train, [r for r in records if r.id in held_out]
+        return _divide(records, [self.question(r) for r in records], self._fraction, self._path)
 
     def _item(self, record: Record, shots: Sequence[tuple[str, str]]) -> Item:
         prompt = build_prompt(self.question(record), style=self._style, instruction=self._instruction, shots=shots)
@@ -166,11 +181,7 @@ class FileTask(Task):
         items = [self._item(r) for r in read_records(self._path)]
         if self._held_out_path is not None:
             return items, [self._item(r) for r in read_records(self._held_out_path)]
-        held_out = [is_held_out(str(item.prompt), self._fraction) for item in items]
-        train = [item for item, out in zip(items, held_out, strict=True) if not out]
-        if not train:
-            raise DataError(f"{self._path}: no record is left to train on with task.args.held_out_fraction={self._fraction}")
-        return train, [item for item, out in zip(items, held_out, strict=True) if out]
+        return _divide(items, [str(item.prompt) for item in items], self._fraction, self._path)
 
     def _item(self, record: Record) -> Item:
         prompt, answer = record.get(self._prompt_key), record.get(self._answer_key)

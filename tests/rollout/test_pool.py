@@ -34,6 +34,34 @@ def put_weights(ray: Any, model: Any) -> list[Any]:
     return [ray.put(bucket) for bucket in make_buckets(state_of(model), 100_000)]
 
 
+async def check_probe(pool: Any, items: list[Any], model: Any, engines: int) -> None:
+    """Every engine answers the probe, with the log-probs of ``model``."""
+    trajectories = await (await pool.probe(items[:2]))
+    assert len(trajectories) == 2 * engines
+    for t in trajectories:
+        prompt, answer = t.tokens[~t.loss_mask].tolist(), t.tokens[t.loss_mask].tolist()
+        np.testing.assert_allclose(t.behaviour_logprobs[t.loss_mask], reference_logprobs(model, prompt, answer), atol=1e-4)
+
+
+async def groups(pool: Any, items: list[Any], numbers: range, kill: str | None = None) -> list[Any]:
+    """Groups of four samples, on every routable engine; ``kill`` dies while they run."""
+    await pool.pause()
+    calls = [pool.submit(items[i], f"g{i}", 4) for i in numbers]
+    assert {call.engine.name for call in calls} == set(pool.fleet.routable)
+    await pool.resume(seed=5)
+    if kill is not None:
+        os.kill(pool.processes[kill], signal.SIGKILL)
+    return list(await asyncio.gather(*(pool.finish(call) for call in calls)))
+
+
+async def check_same(first: list[Any], again: list[Any]) -> None:
+    """Tokens and log-probs are equal bit by bit."""
+    for a, b in zip(first, again, strict=True):
+        for x, y in zip(await a.trajectories, await b.trajectories, strict=True):
+            assert x.tokens.tolist() == y.tokens.tolist(), "seeded rollouts repeat"
+            assert x.behaviour_logprobs.tolist() == y.behaviour_logprobs.tolist()
+
+
 def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_dir: Path) -> None:
     """One pool, one story: starting engines is what takes the time here."""
     from transformers import AutoModelForCausalLM
@@ -41,25 +69,9 @@ def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_
     from reasoner_ray.rollout.pool import RolloutPool
 
     config = job(tiny_model_dir, workers=2)
-    items = get_task(config.task, config.seed).train()
+    items = list(get_task(config.task, config.seed).train())
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     change_every_parameter(model, seed=1)
-
-    async def check_probe(pool: Any, engines: int) -> None:
-        trajectories = await (await pool.probe(items[:2]))
-        assert len(trajectories) == 2 * engines
-        for t in trajectories:
-            prompt, answer = t.tokens[~t.loss_mask].tolist(), t.tokens[t.loss_mask].tolist()
-            np.testing.assert_allclose(t.behaviour_logprobs[t.loss_mask], reference_logprobs(model, prompt, answer), atol=1e-4)
-
-    async def groups(pool: Any, numbers: range, kill: str | None = None) -> list[Any]:
-        await pool.pause()
-        calls = [pool.submit(items[i], f"g{i}", 4) for i in numbers]
-        assert {call.engine.name for call in calls} == set(pool.fleet.routable)
-        await pool.resume(seed=5)
-        if kill is not None:
-            os.kill(pool.processes[kill], signal.SIGKILL)
-        return list(await asyncio.gather(*(pool.finish(call) for call in calls)))
 
     async def story() -> None:
         pool = RolloutPool(config)
@@ -69,34 +81,29 @@ def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_
         await pool.update_weights(put_weights(ray_cluster, model), version=1)
         await pool.resume()
         assert pool.n_engines == 2
-        await check_probe(pool, 2)
+        await check_probe(pool, items, model, 2)
 
-        first = await groups(pool, range(6))
-        again = await groups(pool, range(6))
-        for a, b in zip(first, again, strict=True):
-            for x, y in zip(await a.trajectories, await b.trajectories, strict=True):
-                assert x.tokens.tolist() == y.tokens.tolist(), "seeded rollouts repeat"
-                assert x.behaviour_logprobs.tolist() == y.behaviour_logprobs.tolist()
+        await check_same(await groups(pool, items, range(6)), await groups(pool, items, range(6)))
         stats = await pool.stats()
         assert stats["tokens"] > 0
         assert stats["busy_s"] > 0
         assert stats["restarts"] == 0
         assert [r.summary["rewards"] for r in await pool.evaluate(items[:3])] == [[0.0]] * 3
 
-        results = await groups(pool, range(6, 12), kill="engine-0")
+        results = await groups(pool, items, range(6, 12), kill="engine-0")
         assert [r.summary["group_id"] for r in results] == [f"g{i}" for i in range(6, 12)]
         await pool.restart("engine-1")  # waits for itself; engine-0 comes back on its own
         while pool.n_engines < 2:
             await asyncio.sleep(0.1)
         assert pool.fleet.restarts == 2
-        await check_probe(pool, 2)  # new engines hold the synced weights, not those of the model folder
+        await check_probe(pool, items, model, 2)  # new engines hold the synced weights, not those of the model folder
 
         name = await pool.add_worker()
         assert name in pool.fleet.routable
-        await check_probe(pool, 3)
+        await check_probe(pool, items, model, 3)
         await pool.remove_worker("engine-0")
         assert sorted(pool.fleet.routable) == ["engine-1", "engine-2"]
-        await check_probe(pool, 2)
+        await check_probe(pool, items, model, 2)
         await pool.stop()
 
     asyncio.run(asyncio.wait_for(story(), 300))

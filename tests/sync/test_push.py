@@ -19,6 +19,7 @@ from reasoner_ray.config import parse_config
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import LearnerLost
 from reasoner_ray.sync.backends import NativePush, PushSettings, _meeting_point, _send, updates_done
+from reasoner_ray.trainer.fleet import State
 
 SETTINGS = PushSettings("nccl", gpus_per_engine=1, buffer_bytes=140_000, timeout_s=20)
 
@@ -177,74 +178,82 @@ def lose() -> bool:
     raise LearnerLost("a rank died")
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.05)
+
+
+async def sync(pool: Any, ranks: Ranks, version: int) -> None:
+    await pool.pause()
+    await pool.update_weights(NativePush(ranks.run, SETTINGS, version), version)
+    await pool.resume()
+
+
+async def sends_to_the_fleet_and_to_one_that_restarts(pool: Any, ranks: Ranks) -> None:
+    actors = [engine.actor for engine in pool._engines.values()]
+    await sync(pool, ranks, 1)
+    assert ranks.sent == [actors]
+    for actor in actors:
+        assert await actor.calls.remote() == [("pause", None), ("label", 1), ("resume", None)]
+
+    for _ in range(3):
+        pool._on_death(pool._engines["engine-0"], "seen by each of its groups")
+    await until(lambda: pool.fleet.restarts == 1 and pool.n_engines == 2)
+    new = pool._engines["engine-0"].actor
+    assert ranks.sent[1:] == [[new]], "a restarted engine is sent to alone"
+    assert await new.calls.remote() == [("pause", None), ("label", 1), ("resume", None)]
+    assert await actors[1].calls.remote() == []
+
+
+async def an_engine_that_restarts_late_waits(pool: Any, ranks: Ranks) -> None:
+    ranks.outcome = lambda: False
+    os.kill(pool.processes["engine-1"], signal.SIGKILL)
+    await until(lambda: len(ranks.sent) == 3 and pool.fleet.members["engine-1"].state is State.STALE)
+    assert pool.fleet.routable == ["engine-0"], "the learner has learned since: this engine waits"
+    ranks.outcome = lambda: True
+    await sync(pool, ranks, 2)
+    assert pool.n_engines == 2
+
+
+async def a_push_that_breaks_off(pool: Any, ranks: Ranks) -> None:
+    ranks.outcome = lose
+    with pytest.raises(LearnerLost):
+        await sync(pool, ranks, 3)
+    assert pool.n_engines == 0
+    await until(lambda: set(pool.processes) == {"engine-0", "engine-1"})
+    assert pool.fleet.restarts == 4, "engines that hang in a push are replaced"
+    ranks.outcome = lambda: True
+    await sync(pool, ranks, 4)
+    assert pool.n_engines == 2
+
+    ranks.outcome = lose
+    for name in ("engine-0", "engine-1"):
+        os.kill(pool.processes[name], signal.SIGKILL)
+    await until(lambda: pool.n_engines == 0)
+    with pytest.raises(LearnerLost):
+        await pool.finish(pool.submit(Item(id="i", prompt="p", answer="a"), "g0", 1))
+    await pool.abort()  # as the driver does before it restarts the learner
+    await until(lambda: set(pool.processes) == {"engine-0", "engine-1"})
+    ranks.outcome = lambda: True
+    await sync(pool, ranks, 5)
+    assert pool.n_engines == 2
+
+
 def test_the_pool_brings_engines_and_ranks_together(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> None:
     """One pool, one story: a sync, an engine that is sent to alone, one that must wait, a push that breaks off."""
     from reasoner_ray.rollout import pool as module
-    from reasoner_ray.trainer.fleet import State
 
     monkeypatch.setattr(module, "RolloutActor", EngineRecorder)
     rollout = {"workers": 2, "cpus": 0, "probe_seconds": 0.2, "restart_limit": 20}
     config = parse_config({"model": {"path": str(tiny_model_dir)}, "rollout": rollout})
     ranks = Ranks()
 
-    def published(updates: int) -> NativePush:
-        return NativePush(ranks.run, SETTINGS, updates)
-
-    async def sync(pool: Any, version: int) -> None:
-        await pool.pause()
-        await pool.update_weights(published(version), version)
-        await pool.resume()
-
-    async def until(holds: Callable[[], bool]) -> None:
-        while not holds():
-            await asyncio.sleep(0.05)
-
     async def story() -> None:
         pool = module.RolloutPool(config)
         await pool.start()
-        actors = [engine.actor for engine in pool._engines.values()]
-        await sync(pool, 1)
-        assert ranks.sent == [actors]
-        for actor in actors:
-            assert await actor.calls.remote() == [("pause", None), ("label", 1), ("resume", None)]
-
-        for _ in range(3):
-            pool._on_death(pool._engines["engine-0"], "seen by each of its groups")
-        await until(lambda: pool.fleet.restarts == 1 and pool.n_engines == 2)
-        new = pool._engines["engine-0"].actor
-        assert ranks.sent[1:] == [[new]], "a restarted engine is sent to alone"
-        assert await new.calls.remote() == [("pause", None), ("label", 1), ("resume", None)]
-        assert await actors[1].calls.remote() == []
-
-        ranks.outcome = lambda: False
-        os.kill(pool.processes["engine-1"], signal.SIGKILL)
-        await until(lambda: len(ranks.sent) == 3 and pool.fleet.members["engine-1"].state is State.STALE)
-        assert pool.fleet.routable == ["engine-0"], "the learner has learned since: this engine waits"
-        ranks.outcome = lambda: True
-        await sync(pool, 2)
-        assert pool.n_engines == 2
-
-        ranks.outcome = lose
-        with pytest.raises(LearnerLost):
-            await sync(pool, 3)
-        assert pool.n_engines == 0
-        await until(lambda: set(pool.processes) == {"engine-0", "engine-1"})
-        assert pool.fleet.restarts == 4, "engines that hang in a push are replaced"
-        ranks.outcome = lambda: True
-        await sync(pool, 4)
-        assert pool.n_engines == 2
-
-        ranks.outcome = lose
-        for name in ("engine-0", "engine-1"):
-            os.kill(pool.processes[name], signal.SIGKILL)
-        await until(lambda: pool.n_engines == 0)
-        with pytest.raises(LearnerLost):
-            await pool.finish(pool.submit(Item(id="i", prompt="p", answer="a"), "g0", 1))
-        await pool.abort()  # as the driver does before it restarts the learner
-        await until(lambda: set(pool.processes) == {"engine-0", "engine-1"})
-        ranks.outcome = lambda: True
-        await sync(pool, 5)
-        assert pool.n_engines == 2
+        await sends_to_the_fleet_and_to_one_that_restarts(pool, ranks)
+        await an_engine_that_restarts_late_waits(pool, ranks)
+        await a_push_that_breaks_off(pool, ranks)
         await pool.stop()
 
     asyncio.run(asyncio.wait_for(story(), 120))
