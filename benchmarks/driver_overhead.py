@@ -31,7 +31,7 @@ class SleepingActor:
     async def group(self, group_id: str, n: int, version: int, seconds: float) -> dict[str, Any]:
         await asyncio.sleep(seconds)
         rows = {"rewards": [float(i % 2) for i in range(n)], "lengths": [8] * n, "oldest_versions": [version] * n}
-        return {**rows, "statuses": ["finished"] * n, "failed": False}
+        return {**rows, "statuses": ["finished"] * n, "unscored": {}, "failed": False}
 
     async def learn(self, seconds: float) -> dict[str, float]:
         await asyncio.sleep(seconds)

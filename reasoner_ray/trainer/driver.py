@@ -51,6 +51,7 @@ class Counters:
     """What went wrong so far, over the whole run and its resumes."""
 
     groups_failed: int = 0
+    answers_unscored: int = 0
     failed_in_a_row: int = 0
     learner_restarts: int = 0
     checkpoints_failed: int = 0
@@ -206,12 +207,17 @@ class TrainerDriver:
     async def _produce(self, slot: Slot, item: Item, call: Any) -> None:
         """Follow one group from generation to its scores."""
         result = await self.parts.rollouts.finish(call)
-        scored = await self.parts.scorers.score(result, item)
+        scored = await self._score(result, item)
         if scored.summary["failed"]:
             self._replace_failed(slot, scored)
         else:
             self.counters.failed_in_a_row = 0
             self.buffer.ready(slot.index, scored)
+
+    async def _score(self, result: GroupResult, item: Item) -> GroupResult:
+        scored = await self.parts.scorers.score(result, item)
+        self.counters.answers_unscored += sum(scored.summary["unscored"].values())
+        return scored
 
     def _on_produced(self, index: int, task: asyncio.Task[None]) -> None:
         """A group's task ended: wake the loop, and keep the first error for it."""
@@ -281,7 +287,7 @@ class TrainerDriver:
             return {}
         with self.watch.phase("eval"):
             results = await self.parts.rollouts.evaluate(items)
-            scored = await asyncio.gather(*(self.parts.scorers.score(r, item) for r, item in zip(results, items, strict=True)))
+            scored = await asyncio.gather(*(self._score(r, item) for r, item in zip(results, items, strict=True)))
         metrics = evaluation_metrics(scored) | {"time/eval_s": self.watch.seconds["eval"]}
         self.parts.tracker.eval(self.step, metrics)
         return metrics
@@ -301,6 +307,7 @@ class TrainerDriver:
         c = self.counters
         return {
             "faults/groups_failed": float(c.groups_failed),
+            "faults/answers_unscored": float(c.answers_unscored),
             "faults/learner_restarts": float(c.learner_restarts),
             "faults/checkpoints_failed": float(c.checkpoints_failed),
         }

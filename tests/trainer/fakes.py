@@ -19,6 +19,7 @@ def summary(version: int, n: int, failed: bool = False) -> dict[str, Any]:
         "lengths": [4] * n,
         "oldest_versions": [version] * n,
         "statuses": ["finished"] * n,
+        "unscored": {},
         "failed": failed,
         "error": "the grader died" if failed else "",
     }
@@ -84,7 +85,8 @@ class FakeScorers:
 
     async def score(self, result: GroupResult, item: Any) -> GroupResult:
         if result.trajectories is not None and self.fails(result.trajectories):
-            return GroupResult(trajectories=result.trajectories, summary={**result.summary, "failed": True, "error": "the grader died"})
+            bad = {"unscored": {"grader_error": 2, "timeout": 1}, "failed": True, "error": "the grader died"}
+            return GroupResult(trajectories=result.trajectories, summary={**result.summary, **bad})
         return result
 
     async def fetch(self, result: GroupResult) -> Any:

@@ -67,6 +67,7 @@ def test_a_failed_group_is_replaced_and_counted(tmp_path: Path) -> None:
     run(driver)
     assert driver.parts.learners.trained == [f"g{i}" for i in (0, 2, 3, 5, 6, 7, 8, 9, 10, 11)]
     assert driver.parts.tracker.steps[5]["faults/groups_failed"] == 2
+    assert driver.parts.tracker.steps[5]["faults/answers_unscored"] == 6
 
 
 def test_a_job_whose_every_group_fails_ends_with_the_reason(tmp_path: Path) -> None:
