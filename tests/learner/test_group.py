@@ -81,9 +81,22 @@ def test_share_groups() -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("updates", [1, 2])
 def test_two_ranks_equal_one(
-    stage: int, updates: int, pair: LearnerGroup, loop: asyncio.AbstractEventLoop, job: Callable[..., JobConfig], groups: Groups
+    stage: int,
+    updates: int,
+    pair: LearnerGroup,
+    loop: asyncio.AbstractEventLoop,
+    job: Callable[..., JobConfig],
+    groups: Groups,
+    tiny_model_dir: Path,
 ) -> None:
-    """Uneven micro-batches included: 40 packed tokens a row, and trajectories of different lengths on both ranks."""
+    """Uneven micro-batches included: 40 packed tokens a row, and trajectories of different lengths on both ranks.
+
+    Weights are compared a tensor at a time, relative to what training changed: Adam turns the rounding of a gradient
+    that is all but zero into a good part of a step, so single elements say nothing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32).state_dict()
     config = job(algorithm=ALGORITHM, learner={**SMALL, "ranks": 2, "zero_stage": stage, "updates_per_step": updates})
     expected, expected_metrics = after_two_steps(
         job(algorithm=ALGORITHM, learner={**SMALL, "tokens_per_microbatch": 4096, "updates_per_step": updates}), groups, 0, 1
@@ -92,7 +105,7 @@ def test_two_ranks_equal_one(
     for weights, metrics in results:
         assert weights.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+            assert (weights[name] - value).norm() <= 1e-3 * (value - start[name]).norm(), name
         for key in (
             "learner/grad_norm",
             "learner/loss",

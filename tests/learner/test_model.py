@@ -208,7 +208,7 @@ def test_without_a_critic_there_are_no_values(load: Load) -> None:
 
 
 def test_first_values_are_zero(tiny_model_dir: Path) -> None:
-    model = load_policy(ModelConfig(path=str(tiny_model_dir)), LearnerConfig())
+    model = load_policy(ModelConfig(path=str(tiny_model_dir), dtype="float32"), LearnerConfig())
     assert not model(pack(CASES["alone"](), tokens_per_microbatch=1000)[0]).values.any()
 
 
@@ -231,7 +231,7 @@ def test_exported_weights_are_the_policy(lora: LoraConfig | None, load: Load, ti
     assert state.keys() == {name for name, _ in original.named_parameters()}
     save_policy(model, state, tmp_path)
     shutil.copy(tiny_model_dir / "tokenizer.json", tmp_path)
-    reloaded = load_policy(ModelConfig(path=str(tmp_path)), LearnerConfig(), temperature=TEMPERATURE)
+    reloaded = load_policy(ModelConfig(path=str(tmp_path), dtype="float32"), LearnerConfig(), temperature=TEMPERATURE)
     batch = pack(CASES["group_of_samples"](), tokens_per_microbatch=1000)[0]
     torch.testing.assert_close(reloaded(batch).logprobs, model(batch).logprobs, rtol=1e-5, atol=1e-5)
 
