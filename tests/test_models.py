@@ -77,7 +77,8 @@ def test_adapter_is_recognised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "runs/quickstart/model"])
-def test_missing_folder_is_not_looked_for_on_the_hub(name: str) -> None:
+def test_missing_folder_is_not_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # a run may have left its model in the checkout
     with pytest.raises(ModelError, match="no such folder"):
         resolve_model(name)
 
