@@ -100,11 +100,11 @@ def plot(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(model: Annotated[str, typer.Option(help="The model to look for, named as in model.path.")] = "builtin:smollm2-135m") -> None:
     """Check this machine: one line a component, each with the command that mends it. Exit code 1 where training cannot run."""
     from reasoner_ray.doctor import run_doctor
 
-    raise typer.Exit(run_doctor())
+    raise typer.Exit(run_doctor(model))
 
 
 @app.command()

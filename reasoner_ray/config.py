@@ -97,7 +97,6 @@ class LoraConfig(Section):
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
@@ -224,6 +223,10 @@ def _impossible(c: JobConfig) -> list[str]:
     t, problems = c.trainer, []
     if algorithm.needs_critic and c.learner.critic == "none":
         problems.append(f"learner.critic: {algorithm.name} needs a critic; set learner.critic=shared, or take algorithm.name=grpo")
+    if not algorithm.needs_critic and c.learner.critic in ("frozen", "separate"):
+        problems.append(
+            f"learner.critic: {algorithm.name} has no critic, so {c.learner.critic!r} would only take memory; set learner.critic=none"
+        )
     if algorithm.needs_group and t.samples_per_task < 2:
         problems.append(f"trainer.samples_per_task: {algorithm.name} compares the samples of a group, so it needs at least 2")
     if c.rollout.top_p < 1 or c.rollout.top_k > 0 or c.rollout.min_p > 0:

@@ -210,7 +210,7 @@ def check_model(name: str) -> Check:
             return Check("model", "ok", f"folder {models.resolve_model(name)}")
         return Check("model", "ok", f"{name}, {models.find_on_hub(name)}")
     except ModelError as error:
-        return Check("model", "missing", str(error), "reasoner doctor --model builtin:smollm2-135m, or a local folder")
+        return Check("model", "missing", str(error), "" if name.startswith("builtin:") else "name a local folder, or builtin:smollm2-135m")
 
 
 def _importing(name: str, check: Callable[[], Check]) -> Check:

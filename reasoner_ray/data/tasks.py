@@ -99,7 +99,7 @@ def get_task(config: TaskConfig, seed: int = 0) -> Task:
     Raises ``ConfigError`` for an unknown name or argument; broken data raises ``DataError``, here or when first read.
     """
     task = check_task(config)(seed=seed, **config.args)
-    if not task.name:
+    if not task.name or config.name in TASKS.names():  # one class may be registered under several names
         task.name = config.name
     return task
 
@@ -142,8 +142,8 @@ class DataOrder:
         self._items = items
         self._seed = seed
         self._orders: dict[int, list[int]] = {}
-        ids = "\n".join(item.id for item in items)
-        self.fingerprint = f"seed {seed}, {len(items)} items, sha256 {hashlib.sha256(ids.encode()).hexdigest()[:16]}"
+        content = "\n".join(repr((item.id, item.prompt, item.answer)) for item in items)
+        self.fingerprint = f"seed {seed}, {len(items)} items, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     def __len__(self) -> int:
         """Items of an epoch."""

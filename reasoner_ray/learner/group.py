@@ -6,6 +6,7 @@ The driver passes object references through; trajectories and weights move betwe
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -179,7 +180,12 @@ class LearnerGroup:
 
     async def save(self, folder: Path) -> None:
         """Write the state of all ranks into ``folder``, which all of them must reach. Raises ``OSError``."""
-        await self._call("save", Path(folder).absolute())
+        folder = Path(folder).absolute()
+        await self._call("save", folder)
+        seen, ranks = len(list(folder.glob("rank-*.pt"))), self._config.learner.ranks
+        if seen < ranks:
+            why = f"only {seen} of {ranks} learner ranks wrote where the driver sees it; let `out` be a folder that all nodes share"
+            raise OSError(errno.ENOENT, why, str(folder))
 
     async def load(self, folder: Path) -> None:
         """Read the state of all ranks. Raises ``CheckpointError``."""

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -84,7 +85,6 @@ class Learner:
             {"name": "critic", "params": policy.critic_parameters(), "lr": config.learner.critic_lr},
         ]
         self.engine = UpdateEngine(policy, groups, config.learner)
-        torch.manual_seed(config.seed + rank)  # dropout of adapters
         self._updates_done = 0
         self._wants_values = self.algorithm.needs_critic
         self._credit_reads_forward = self._wants_values or self.algorithm.wants_old_logprobs(self.settings)
@@ -100,7 +100,9 @@ class Learner:
         started = time.perf_counter()
         step = self._prepare(groups)
         passes = [self._update(step, micros) for _ in range(self.config.learner.epochs) for micros in step.updates]
-        metrics = {key: sum(p.get(key, 0.0) for p in passes) / len(passes) for key in passes[0]}
+        # A metric may be missing from a pass: the explained variance is, where returns do not vary.
+        shown = {key: [p[key] for p in passes if key in p] for key in dict.fromkeys(chain.from_iterable(passes))}
+        metrics = {key: sum(values) / len(values) for key, values in shown.items()}
         return metrics | self._mismatch(step) | self._throughput(step, time.perf_counter() - started)
 
     def _prepare(self, groups: Sequence[Sequence[Trajectory]]) -> _Step:

@@ -333,7 +333,7 @@ def _add_adapters(lm: PreTrainedModel, lora: LoraConfig) -> None:
     except ImportError as error:
         raise EnvironmentProblem("learner.lora needs peft: pip install peft") from error
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
+    settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
         peft.inject_adapter_in_model(settings, lm, adapter_name=_ADAPTER)
     except ValueError as error:

@@ -170,12 +170,12 @@ class TrainerDriver:
     async def _collect(self) -> list[Slot] | None:
         """Wait for a step's groups; None where a stop was asked for."""
         while not self._stop.is_set():
+            if self._failure is not None:
+                raise self._failure
             if self.buffer.step_is_ready(self.version):
                 return self.buffer.take_step(self.version)
             self._group_done.clear()
             await self._group_done.wait()
-            if self._failure is not None:
-                raise self._failure
         return None
 
     # -- groups --------------------------------------------------------------------------------------------

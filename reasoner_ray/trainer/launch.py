@@ -115,7 +115,7 @@ def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBa
     The configuration comes back with the task's own stop strings where the job names none.
     """
     path = resolve_model(config.model.path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
     check_tokenizer_matches(path, tokenizer)
     task = get_task(config.task, config.seed)
     reward_terms(config.scoring, config.task)
@@ -124,7 +124,7 @@ def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBa
         tokenizer,
         max_context=config.rollout.max_context,
         max_new_tokens=config.rollout.max_new_tokens,
-        items=[*task.train()[:1000], *held_out_items(config, task)],
+        items=[*task.train(), *held_out_items(config, task)],
     )
     if task.stop and not config.rollout.stop:
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"stop": tuple(task.stop)})})
@@ -200,8 +200,10 @@ def build_parts(config: JobConfig, task: Task, tracker: Tracker) -> Parts:
     train_items = task.train()
     if not train_items:
         raise DataError(f"task {task.name} has no training items")
-    dtype = str(resolve_dtype(config.model.dtype)).removeprefix("torch.")
-    backend = resolve_backend(config, gpus=ray.cluster_resources().get("GPU", 0) > 0)
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    # Each actor resolves "auto" on its own node; this one may lack the GPU.
+    dtype = "bfloat16" if gpus and config.model.dtype == "auto" else str(resolve_dtype(config.model.dtype)).removeprefix("torch.")
+    backend = resolve_backend(config, gpus=gpus)
     shared_gpus = reserve_shared_gpus(config) if backend == "ipc" else None
     return Parts(
         rollouts=RolloutPool(config, shared_gpus),
