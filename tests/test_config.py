@@ -35,6 +35,7 @@ def test_every_job_loads_and_dry_runs(job: Path) -> None:
         (["trainer.steps=many"], r"trainer\.steps: .*integer"),
         (["trainer.steps=0"], r"trainer\.steps: .*greater than or equal to 1"),
         (["learner.critic=none"], r"learner\.critic: poad needs a critic"),
+        (["algorithm.name=grpo", "learner.critic=separate"], r"learner\.critic: grpo has no critic"),
         (["algorithm.name=grpo", "trainer.samples_per_task=1"], r"trainer\.samples_per_task: grpo .* at least 2"),
         (["algorithm.name=gpro"], r"algorithm\.name: unknown algorithm 'gpro'; did you mean 'grpo'"),
         (["algorithm.settings.gama_token=1"], r"algorithm\.settings\.gama_token: unknown .*gamma_token"),

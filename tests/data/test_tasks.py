@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,6 +63,13 @@ def test_resuming_with_other_data_is_refused() -> None:
     for other in (DataOrder(items(6), 1), DataOrder(items(5), 2)):
         with pytest.raises(CheckpointError, match="other training data"):
             order.check(other.fingerprint)
+
+
+def test_the_fingerprint_covers_what_is_asked_and_answered() -> None:
+    """Ids alone say nothing of another instruction, another difficulty or an edited file."""
+    given = Item(id="a", prompt="1 + 1 =", answer="2")
+    fingerprints = {DataOrder([i], 0).fingerprint for i in (given, replace(given, prompt="1 + 2 ="), replace(given, answer="3"))}
+    assert len(fingerprints) == 3
 
 
 def test_no_training_items_is_an_error() -> None:

@@ -87,6 +87,22 @@ def test_a_crash_in_a_group_ends_the_run_instead_of_hanging_it(tmp_path: Path) -
         run(make_driver(make_config(tmp_path), scorers=Broken()))
 
 
+def test_a_crash_of_the_last_group_while_the_learner_works_ends_the_run(tmp_path: Path) -> None:
+    """Nothing else is running then, so nothing else would wake the loop."""
+
+    class Broken(FakeScorers):
+        async def score(self, result: Any, item: Any) -> Any:
+            if result.trajectories == "g5":
+                await asyncio.sleep(0.05)
+                raise RuntimeError("a bug in the scorer actor")
+            return result
+
+    config = make_config(tmp_path, steps=3, max_staleness=4, eval_every=0, checkpoint_every=0)
+    driver = make_driver(config, scorers=Broken(), learners=FakeLearners(seconds=0.3))
+    with pytest.raises(RuntimeError, match="a bug in the scorer actor"):
+        asyncio.run(asyncio.wait_for(driver.run(None), 20))
+
+
 def test_weights_that_did_not_arrive_stop_the_job(tmp_path: Path) -> None:
     with pytest.raises(SyncError, match="did not arrive"):
         run(make_driver(make_config(tmp_path), learners=FakeLearners(mismatch_value=0.5)))
