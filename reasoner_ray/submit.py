@@ -24,8 +24,8 @@ from reasoner_ray.errors import ConfigError, EnvironmentProblem
 
 MAX_SHIPPED_MB = 50
 """Ray keeps what a job ships in the memory of the head node; a data set or a model does not belong there."""
-STOP_SECONDS = 60
-"""How long a job asked to stop may take to checkpoint before Ray kills it."""
+STOP_SECONDS = 600
+"""How long a job asked to stop may take before Ray kills it: the phase under way (a 7B learning step), then the checkpoint."""
 RECONNECTS = 15
 """Tries, two seconds apart, before a head node that fell silent is given up."""
 NOT_SHIPPED = shutil.ignore_patterns("__pycache__", ".git", ".venv", "*.egg-info", ".*_cache", "runs", "wandb")

@@ -17,6 +17,7 @@ from reasoner_ray.rollout.engine import (
     EngineSettings,
     EngineStats,
     Generation,
+    RequestAborted,
     Sampling,
     check_room,
     read_completion,
@@ -48,6 +49,7 @@ class AsyncEngine:
         self._active: set[str] = set()
         self._new_tokens = 0
         self._waiting = 0
+        self._aborts = 0
         self._busy_since: float | None = None
         self._busy_seconds = 0.0
         self._engine = _build(settings)
@@ -86,20 +88,28 @@ class AsyncEngine:
         """See ``Engine.ping``."""
         if self._paused:
             await self._engine.check_health()
+        elif self._active:  # a request of its own would queue behind long answers
+            await self._engine.get_weight_version()  # answered between two steps of the engine's process
         else:
             await self._submit([0], sampling_params(Sampling(max_new_tokens=1), 1, 1), 0)
 
     async def abort(self) -> None:
         """See ``Engine.abort``."""
+        self._aborts += 1
         await self._engine.abort(list(self._active))
+        async with self._room:
+            self._room.notify_all()
 
     async def _submit(self, prompt: Sequence[int], params: SamplingParams, n: int) -> RequestOutput:
         """Run one request. It waits here until there is room: a request's KV cache belongs to the weights it starts under."""
         n = min(n, self._settings.max_running)
         self._waiting += 1
+        aborts = self._aborts
         try:
             async with self._room:
-                await self._room.wait_for(lambda: self._free >= n)
+                await self._room.wait_for(lambda: self._free >= n or self._aborts != aborts)
+                if self._aborts != aborts:
+                    raise RequestAborted("the engine dropped its requests")
                 self._free -= n
         finally:
             self._waiting -= 1

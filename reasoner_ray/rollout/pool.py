@@ -247,12 +247,15 @@ class RolloutPool:
         """Drop every request; their groups are not finished."""
         if isinstance(self._failure, LearnerLost):
             self._failure = None  # whoever lost the learner restarts it, and syncs
+        self._published = None  # the ranks that own these weights may be gone; a new engine waits for the next sync
         await self._on_all("abort")
 
     # -- weights -------------------------------------------------------------------------------------------
 
     async def pause(self) -> None:
-        """Stop generating on every engine, keep every request."""
+        """Stop generating on every engine, keep every request. Raises what made the pool give an engine up."""
+        if self._failure is not None:
+            raise self._failure
         self._paused = True
         await self._on_all("pause")
 
@@ -446,4 +449,6 @@ async def _answer(ref: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, ReasonerError):
             raise error.cause from None
+        if type(error.cause).__name__ == "EngineDeadError":  # vLLM's own process died under its actor; vLLM is not imported here
+            raise RayActorError(error_msg=f"vLLM's engine process died: {error.cause}") from None
         raise

@@ -95,7 +95,7 @@ def _answer(trajectory: Trajectory, text: str) -> Answer:
 def _summary(judged: Sequence[_Judged], rewarded: Sequence[Trajectory], item: Item) -> dict[str, Any]:
     scores = [j.score for j in judged if j.score is not None]
     unscored = [s for s in scores if s.status != "ok"]
-    bad = [t for t in rewarded if not t.status.is_trainable]
+    bad = [t for t in rewarded if not (t.status.is_trainable and t.trainable_tokens)]
     parts = [s.parts for s in scores if s.status == "ok"]
     summary: dict[str, Any] = {
         "rewards": [t.total_reward if t.status.is_trainable else math.nan for t in rewarded],

@@ -91,6 +91,7 @@ class TrainerDriver:
         self.counters = Counters()
         self.buffer = self._new_buffer()
         self.watch = Stopwatch()
+        self._probe_due = False
         self._readmit: list[int] = []
         self._failure: BaseException | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -119,7 +120,7 @@ class TrainerDriver:
             except LearnerLost as error:
                 await self._recover_learner(error)
         self._cancel_running()
-        if self._stop.is_set():
+        if self.step < self.config.trainer.steps:
             await self._checkpoint()
         else:
             await self._checkpoint_and_export()
@@ -254,14 +255,17 @@ class TrainerDriver:
         await self.parts.rollouts.pause()
         await self.parts.rollouts.update_weights(published, self.version)
         await self.parts.rollouts.resume()
-        if must_probe or self.syncs % self.config.sync.probe_every == 0:
-            await self._probe()
+        self._probe_due |= must_probe or self.syncs % self.config.sync.probe_every == 0
+        if self._probe_due:
+            self._probe_due = not await self._probe()
         self.syncs += 1
 
-    async def _probe(self) -> None:
-        """Raises ``SyncError`` where rollout and learner disagree on the log-probs of fresh samples."""
+    async def _probe(self) -> bool:
+        """Whether any engine answered. Raises ``SyncError`` where rollout and learner disagree on the log-probs of fresh samples."""
         items = self.parts.eval_items[:PROBE_TASKS] or [self.parts.train_items[i] for i in range(PROBE_TASKS)]
         mismatch = await self.parts.learners.mismatch(await self.parts.rollouts.probe(items))
+        if not mismatch["tokens"]:
+            return False
         limit = self.parts.probe_tolerance
         if not mismatch["mean_abs"] <= limit:
             raise SyncError(
@@ -270,6 +274,7 @@ class TrainerDriver:
                 "sync.probe_tolerance). Training on would use the wrong policy. Compare model.dtype on both sides, and run "
                 "`pytest tests/sync` on this machine"
             )
+        return True
 
     def _check_mismatch(self, metrics: dict[str, float]) -> None:
         limit, k3 = self.config.trainer.max_mismatch_k3, metrics.get("mismatch/k3")
@@ -352,7 +357,19 @@ class TrainerDriver:
         self._readmit = list(state["running"])
 
     async def _recover_learner(self, error: LearnerLost) -> None:
-        """A learner rank died: start the group anew from the last checkpoint. Raises ``EnvironmentProblem`` past the limit."""
+        """A learner rank died: start the group anew from the last checkpoint, again where one dies at that.
+
+        Raises ``EnvironmentProblem`` past ``learner.restart_limit`` tries.
+        """
+        lost: LearnerLost | None = error
+        while lost is not None:
+            try:
+                await self._restart_learner(lost)
+                lost = None
+            except LearnerLost as again:
+                lost = again
+
+    async def _restart_learner(self, error: LearnerLost) -> None:
         self.counters.learner_restarts += 1
         restarts, limit = self.counters.learner_restarts, self.config.learner.restart_limit
         if restarts > limit:

@@ -42,18 +42,20 @@ log = logging.getLogger(__name__)
 def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
     """Run a job to its end and return its last evaluation. Raises ``ReasonerError`` with what to do."""
     config, task, _ = load_task(config)
-    config, checkpoint = prepare_run(config, if_exists)
     connect(config)
-    check_resources(config, ray.cluster_resources())
-    tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
-    driver = TrainerDriver(config, build_parts(config, task, tracker))
-    status: Literal["finished", "interrupted", "failed"] = "failed"
     try:
-        result = asyncio.run(_run_with_signals(driver, checkpoint))
-        status = "finished" if driver.step == config.trainer.steps else "interrupted"
-        return result
+        check_resources(config, ray.cluster_resources())
+        config, checkpoint = prepare_run(config, if_exists)  # only now, so that a refused job leaves no folder behind
+        tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
+        driver = TrainerDriver(config, build_parts(config, task, tracker))
+        status: Literal["finished", "interrupted", "failed"] = "failed"
+        try:
+            result = asyncio.run(_run_with_signals(driver, checkpoint))
+            status = "finished" if driver.step == config.trainer.steps else "interrupted"
+            return result
+        finally:
+            tracker.finish(status)
     finally:
-        tracker.finish(status)
         ray.shutdown()
 
 
