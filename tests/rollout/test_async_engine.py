@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reasoner_ray.rollout.engine import Sampling
+from reasoner_ray.rollout.engine import RequestAborted, Sampling
 from tests.engines import buckets_of, change_every_parameter, reference_logprobs, state_of, tiny_settings
 
 PROMPT = list(range(5, 60))
@@ -30,7 +30,8 @@ def test_the_same_protocol_as_the_stepping_engine(tiny_model_dir: Path) -> None:
         assert set(generation.versions) == {version}
 
     async def story() -> None:
-        engine = AsyncEngine(tiny_settings(tiny_model_dir))
+        settings = tiny_settings(tiny_model_dir)
+        engine = AsyncEngine(settings)
         try:
             for generation in await engine.generate(PROMPT, Sampling(max_new_tokens=10), n=3):
                 check(generation, old, 0)
@@ -40,6 +41,7 @@ def test_the_same_protocol_as_the_stepping_engine(tiny_model_dir: Path) -> None:
             while not engine.stats.running:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
+            await engine.ping()  # busy
             await engine.pause()
             await engine.update_weights(buckets_of(state_of(new)), 1)
             await engine.resume()
@@ -50,6 +52,15 @@ def test_the_same_protocol_as_the_stepping_engine(tiny_model_dir: Path) -> None:
                 check(generation, new, 1)
             assert engine.version == 1
             assert engine.stats.new_tokens > 0
+
+            full = settings.max_running
+            both = [asyncio.ensure_future(engine.generate(PROMPT, Sampling(max_new_tokens=180), n=full)) for _ in range(2)]
+            while not (engine.stats.running == full and engine.stats.waiting):
+                await asyncio.sleep(0.01)
+            await engine.abort()
+            dropped = await asyncio.gather(*both, return_exceptions=True)
+            assert isinstance(dropped[1], RequestAborted), "it waited for room, and would have generated for nobody"
+            assert engine.stats.running == engine.stats.waiting == 0
         finally:
             engine.shutdown()
 

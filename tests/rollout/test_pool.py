@@ -109,6 +109,22 @@ def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_
     asyncio.run(asyncio.wait_for(story(), 300))
 
 
+def test_the_death_of_vllms_own_process_is_the_engines_death() -> None:
+    """Its actor lives on, and would fail every call."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    from reasoner_ray.rollout.pool import _answer
+
+    class EngineDeadError(Exception):
+        """Named as vLLM's."""
+
+    async def generate() -> None:
+        raise RayTaskError("run_group", "traceback", EngineDeadError("EngineCore encountered an issue"))
+
+    with pytest.raises(RayActorError, match="vLLM's engine process died: EngineCore encountered"):
+        asyncio.run(_answer(generate()))
+
+
 def test_errors_reach_the_driver_as_themselves(ray_cluster: Any, tmp_path: Path, tiny_model_dir: Path) -> None:
     from reasoner_ray.rollout.pool import RolloutPool
 

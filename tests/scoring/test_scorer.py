@@ -98,6 +98,14 @@ def test_what_failed_or_was_aborted_before_is_not_scored(scorer: Scorer) -> None
     assert summary["failed"] and "aborted" in summary["error"]
 
 
+def test_a_trajectory_in_which_the_policy_said_nothing_fails_its_group(scorer: Scorer) -> None:
+    """An observation that fills the context leaves no token to learn from."""
+    silent = TrajectoryBuilder(id="s", group_id="g", task="t")
+    silent.add_env([5])
+    _, summary = scorer.score_group([trajectory("7"), silent.build(Status.TRUNCATED)], ITEM)
+    assert summary["failed"] and "1 of 2 trajectories" in summary["error"]
+
+
 def test_rewards_of_an_environment_stay_where_they_were_earned() -> None:
     """Listed with a weight they are scaled; alone they are the whole reward, and no grader process is started."""
     scorer = Scorer(RewardTerms((Term("exact_match"),), environment_weight=0.5), TOKENIZER)

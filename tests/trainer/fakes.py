@@ -105,6 +105,9 @@ class FakeLearners:
     seconds: float = 0.0
     dies_at: set[int] = field(default_factory=set)
     mismatch_value: float = 0.0
+    probed_tokens: list[float] = field(default_factory=list)  # of the first probes; 8 after that
+    probes: int = 0
+    fails_to_restart: int = 0  # times
     trained: list[str] = field(default_factory=list)
     steps: int = 0
     restarts: int = 0
@@ -124,7 +127,9 @@ class FakeLearners:
         return list(self.trained)
 
     async def mismatch(self, probe: Any) -> dict[str, float]:
-        return {"mean_abs": self.mismatch_value, "max_abs": self.mismatch_value, "k3": 0.0, "tokens": 8.0}
+        self.probes += 1
+        tokens = self.probed_tokens.pop(0) if self.probed_tokens else 8.0
+        return {"mean_abs": self.mismatch_value, "max_abs": self.mismatch_value, "k3": 0.0, "tokens": tokens}
 
     async def save(self, folder: Path) -> None:
         if self.save_error is not None:
@@ -140,6 +145,8 @@ class FakeLearners:
     async def restart(self) -> None:
         self.restarts += 1
         self.trained = []
+        if self.restarts <= self.fails_to_restart:
+            raise LearnerLost("rank 1 was killed while it started")
 
     async def stop(self) -> None: ...
 

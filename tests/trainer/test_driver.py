@@ -125,6 +125,32 @@ def test_a_learner_that_keeps_dying_ends_the_job(tmp_path: Path) -> None:
         run(make_driver(make_config(tmp_path), learners=FakeLearners(dies_at=set(range(1, 20)))))
 
 
+def test_a_learner_lost_again_while_it_restarts(tmp_path: Path) -> None:
+    driver = make_driver(make_config(tmp_path), learners=FakeLearners(dies_at={3}, fails_to_restart=2))
+    run(driver)
+    assert driver.parts.learners.trained == [f"g{i}" for i in range(10)]
+    assert driver.parts.tracker.steps[5]["faults/learner_restarts"] == 3
+
+
+def test_a_probe_that_no_engine_answered_is_due_again(tmp_path: Path) -> None:
+    driver = make_driver(make_config(tmp_path), learners=FakeLearners(probed_tokens=[0.0, 0.0]))
+    run(driver)
+    assert driver.parts.learners.probes == 3
+
+
+def test_a_stop_in_the_last_step_still_exports_the_model(tmp_path: Path) -> None:
+    class Stopping(FakeLearners):
+        async def train_step(self, groups: Any) -> dict[str, float]:
+            if self.steps == 4:
+                driver.request_stop()
+            return await super().train_step(groups)
+
+    driver = make_driver(make_config(tmp_path), learners=Stopping())
+    run(driver)
+    assert driver.step == 5
+    assert (tmp_path / "t/model").is_dir()
+
+
 @pytest.mark.parametrize("max_staleness", [0, 2])
 def test_stopping_and_resuming_trains_every_group_once(tmp_path: Path, max_staleness: int) -> None:
     config = make_config(tmp_path, steps=8, max_staleness=max_staleness)
