@@ -169,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trajectories", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=60, help="steps of each asynchronous run")
+    parser.add_argument("--step-s", type=float, default=1.0, help="seconds of a learner's step, and mean seconds of a group")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -183,14 +184,20 @@ def main() -> None:
             sides = {}
             for staleness in (0, 4):
                 config = job(out, args.steps, max_staleness=staleness).model_copy(update={"name": f"async-{repeat}-{staleness}"})
-                sides[staleness] = run(config, 0.4, 0.4)
+                sides[staleness] = run(config, args.step_s, args.step_s)
             pairs.append(sides)
     ray.shutdown()
     ratios = [p[0].ended[-1] / p[4].ended[-1] for p in pairs]
     idle = [statistics.fmean(p[4].idle[5:]) for p in pairs]
     record(
         "driver_overhead",
-        settings={"trajectories": args.trajectories, "steps": args.steps, "group_mean_s": 0.4, "learn_s": 0.4, "engines": 8},
+        settings={
+            "trajectories": args.trajectories,
+            "steps": args.steps,
+            "group_mean_s": args.step_s,
+            "learn_s": args.step_s,
+            "engines": 8,
+        },
         figures={
             "ms_per_trajectory": statistics.fmean(per_trajectory),
             "ms_per_trajectory_first_tenth": statistics.fmean(per_trajectory[:tenth]),
