@@ -31,13 +31,12 @@ _QUERY_BLOCK = 128  # queries that share one gather of their keys; 64 to 256 mea
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Queries ``start..end`` with the keys they need."""
+class _Blocks:
+    """A row's queries, ``_QUERY_BLOCK`` at a time, with the keys that each block needs."""
 
-    start: int
-    end: int
-    keys: torch.Tensor | slice  # int64 [k], or the range where the keys are one
-    bias: torch.Tensor  # [1, 1, end - start, k]; 0 where attended, -inf elsewhere
+    keys: torch.Tensor  # int64, of all blocks one after another
+    sizes: list[int]  # keys of each block
+    biases: list[torch.Tensor]  # of each block, [1, 1, queries, keys]; 0 where attended, -inf elsewhere
 
 
 class TreeMask:
@@ -52,15 +51,16 @@ class TreeMask:
         self.position_ids = position_ids
         self.backend = backend
         self.is_chain = bool((subtree_end == len(subtree_end)).all())  # one trajectory alone: plain causal attention
-        self._blocks: dict[tuple[int | None, torch.dtype], list[_Block]] = {}
+        self._blocks: dict[tuple[int | None, torch.dtype], _Blocks] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
-    def blocks(self, window: int | None, dtype: torch.dtype) -> list[_Block]:
+    def blocks(self, window: int | None, dtype: torch.dtype) -> _Blocks:
         """Query blocks with their keys and additive masks; ``window`` limits the distance of a sliding layer."""
         if (window, dtype) not in self._blocks:
             n = len(self.subtree_end)
-            starts = range(0, n, _QUERY_BLOCK)
-            self._blocks[window, dtype] = [self._block(a, min(a + _QUERY_BLOCK, n), window, dtype) for a in starts]
+            pairs = [self._block(a, min(a + _QUERY_BLOCK, n), window, dtype) for a in range(0, n, _QUERY_BLOCK)]
+            keys, biases = [k for k, _ in pairs], [b for _, b in pairs]
+            self._blocks[window, dtype] = _Blocks(torch.cat(keys), [len(k) for k in keys], biases)
         return self._blocks[window, dtype]
 
     def block_mask(self, window: int | None) -> BlockMask:
@@ -76,7 +76,8 @@ class TreeMask:
             self._block_masks[window] = create_block_mask(rule, None, None, n, n, device=str(device), _compile=device.type == "cuda")
         return self._block_masks[window]
 
-    def _block(self, start: int, end: int, window: int | None, dtype: torch.dtype) -> _Block:
+    def _block(self, start: int, end: int, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (int64 [k]) that queries ``start..end`` need, and the additive mask [1, 1, end - start, k]."""
         ends, device = self.subtree_end, self.subtree_end.device
         ancestors = (ends[:start] > start).nonzero().squeeze(1)
         queries = torch.arange(start, end, device=device)
@@ -85,9 +86,7 @@ class TreeMask:
         if window is not None:
             allowed &= self.position_ids[queries][:, None] - self.position_ids[keys][None, :] < window
         bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
-        first = start - len(ancestors)
-        contiguous = len(ancestors) == 0 or int(ancestors[0]) == first  # ascending and distinct, so the ends decide
-        return _Block(start, end, slice(first, end) if contiguous else keys, bias[None, None])
+        return keys, bias[None, None]
 
 
 def tree_attention(
@@ -120,15 +119,14 @@ def tree_attention(
         key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
     if tree.is_chain and sliding_window is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling).transpose(1, 2), None
-    parts = []
-    for block in tree.blocks(sliding_window, query.dtype):
-        if isinstance(block.keys, slice):
-            keys, values = key[:, :, block.keys], value[:, :, block.keys]
-        else:
-            keys, values = key.index_select(2, block.keys), value.index_select(2, block.keys)
-        queries = query[:, :, block.start : block.end]
-        part = F.scaled_dot_product_attention(queries, keys, values, attn_mask=block.bias, scale=scaling)
-        parts.append(part.transpose(1, 2))
+    blocks = tree.blocks(sliding_window, query.dtype)
+    # One gather and one split for all blocks: the backward pass of a slice a block would fill and add a row each time.
+    queries = query.split(_QUERY_BLOCK, dim=2)
+    keys, values = (x.index_select(2, blocks.keys).split(blocks.sizes, dim=2) for x in (key, value))
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling).transpose(1, 2)
+        for q, k, v, bias in zip(queries, keys, values, blocks.biases, strict=True)
+    ]
     return torch.cat(parts, dim=1), None
 
 

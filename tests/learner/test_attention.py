@@ -78,7 +78,8 @@ def test_a_block_gathers_its_ancestors_and_itself_only() -> None:
     batch = pack(trajectories, tokens_per_microbatch=10**6)[0]
     blocks = TreeMask(batch.subtree_end, batch.position_ids).blocks(None, torch.float32)
     assert batch.n_packed > 3000
-    assert max(b.bias.shape[-1] for b in blocks) <= attention._QUERY_BLOCK + 50  # 50: the deepest context
+    assert max(blocks.sizes) <= attention._QUERY_BLOCK + 50  # 50: the deepest context
+    assert [b.shape[-1] for b in blocks.biases] == blocks.sizes
 
 
 def test_masks_are_built_once_for_all_layers() -> None:
