@@ -161,7 +161,7 @@ class DataOrder:
         if fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"the checkpoint was made with other training data ({fingerprint}) than this job's ({self.fingerprint}); "
-                "resume with the same task, task.args and seed"
+                "resume with the same task, task.args and seed (the run's own: reasoner train RUN/config.yaml --resume)"
             )
 
     def _order(self, epoch: int) -> list[int]:

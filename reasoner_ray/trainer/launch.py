@@ -24,7 +24,7 @@ from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.pool import ScorerPool
 from reasoner_ray.sync.backends import reserve_shared_gpus, resolve_backend
-from reasoner_ray.trainer.checkpoint import list_checkpoints
+from reasoner_ray.trainer.checkpoint import list_checkpoints, read_driver_state
 from reasoner_ray.trainer.driver import Parts, TrainerDriver
 from reasoner_ray.trainer.metrics import evaluation_metrics
 from reasoner_ray.trainer.tracking import Tracker
@@ -42,10 +42,13 @@ log = logging.getLogger(__name__)
 def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
     """Run a job to its end and return its last evaluation. Raises ``ReasonerError`` with what to do."""
     config, task, _ = load_task(config)
+    config, checkpoint = choose_run(config, if_exists)
+    if checkpoint is not None:
+        DataOrder(task.train(), config.seed).check(read_driver_state(checkpoint)["data"])
     connect(config)
     try:
         check_resources(config, ray.cluster_resources())
-        config, checkpoint = prepare_run(config, if_exists)  # only now, so that a refused job leaves no folder behind
+        make_run_folder(config, if_exists)  # only now, so that a refused job leaves everything as it was
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         driver = TrainerDriver(config, build_parts(config, task, tracker))
         status: Literal["finished", "interrupted", "failed"] = "failed"
@@ -84,8 +87,8 @@ def evaluate(config: JobConfig) -> dict[str, float]:
         ray.shutdown()
 
 
-def prepare_run(config: JobConfig, if_exists: IfExists) -> tuple[JobConfig, Path | None]:
-    """Make the run's folder; returns the configuration (renamed where a new run was asked for) and the checkpoint to resume."""
+def choose_run(config: JobConfig, if_exists: IfExists) -> tuple[JobConfig, Path | None]:
+    """The configuration (renamed where a new run was asked for) and the checkpoint to resume. Changes nothing."""
     if if_exists == "new":
         base, number = config.name, 1
         while config.run_dir.exists():
@@ -100,15 +103,19 @@ def prepare_run(config: JobConfig, if_exists: IfExists) -> tuple[JobConfig, Path
                 f"{run_dir} exists ({len(checkpoints)} checkpoints). Go on with --resume, replace it with --overwrite, "
                 "keep both with --if-exists new, or set another name=..."
             )
-        if if_exists == "overwrite":
-            shutil.rmtree(run_dir)
-        elif checkpoints:
+        if if_exists != "overwrite" and checkpoints:
             checkpoint = checkpoints[-1]
     elif if_exists == "resume":
         raise CheckpointError(f"nothing to resume: {run_dir} does not exist")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(config))
     return config, checkpoint
+
+
+def make_run_folder(config: JobConfig, if_exists: IfExists) -> None:
+    """The run's folder with its configuration; what is to be overwritten goes first."""
+    if if_exists == "overwrite" and config.run_dir.exists():
+        shutil.rmtree(config.run_dir)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "config.yaml").write_text(to_yaml(config))
 
 
 def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBase]:

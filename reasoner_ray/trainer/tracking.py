@@ -126,6 +126,7 @@ class Tracker:
                 f"  metrics  {folder}/{METRICS_FILE} (samples.jsonl and events.jsonl beside it)",
                 f"  W&B      {where}",
                 f"  curves   reasoner plot {folder}",
+                *([f"  model    {folder}/model"] if status == "finished" else []),
             ]
         )
 
