@@ -134,6 +134,8 @@ class StepTimes:
 
     def samples(self, step: int, rows: Any) -> None: ...
 
+    def groups(self, step: int, rows: Any) -> None: ...
+
     def event(self, text: str, level: str = "info") -> None:
         print(level, text)
 

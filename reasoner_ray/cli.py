@@ -88,13 +88,13 @@ def plot(
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("curves.png"),
     metric: Annotated[list[str] | None, typer.Option(help="a metric, for example eval/accuracy; may be repeated")] = None,
     smooth: Annotated[int, typer.Option(help="points of a running mean over training metrics")] = 1,
-    x: Annotated[str, typer.Option(help="steps or minutes")] = "steps",
+    x: Annotated[str, typer.Option(help="steps, minutes, or actions (of agents in environments)")] = "steps",
 ) -> None:
     """Draw learning curves: `reasoner plot runs/a runs/b --out curves.png`."""
     from reasoner_ray.plot import plot_runs
 
-    if x not in ("steps", "minutes"):
-        raise typer.BadParameter(f"--x {x}: choose steps or minutes")
+    if x not in ("steps", "minutes", "actions"):
+        raise typer.BadParameter(f"--x {x}: choose steps, minutes or actions")
     drawn = plot_runs(runs, out, metric, smooth, x)  # type: ignore[arg-type]
     typer.echo(f"{out}: {', '.join(drawn)}")
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from reasoner_ray.errors import ConfigError
+from reasoner_ray.yaml_text import read_yaml, write_yaml
+
+if TYPE_CHECKING:
+    from reasoner_ray.algorithms import Algorithm
 
 Positive = Field(gt=0)
 
@@ -41,6 +45,18 @@ class TaskConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict, description="passed to the task")
 
 
+class AgentConfig(Section):
+    """How a language agent acts in an environment (``rollout.episode``: admissible or free_text)."""
+
+    history_tokens: int = Field(0, ge=0, description="tokens of earlier turns kept in the context; 0: each turn sees its observation alone")
+    normalisation: Literal["word", "token", "sum"] = Field(
+        "word", description="admissible: a candidate's log-prob is divided by its words, its tokens, or not at all"
+    )
+    invalid_penalty: float = Field(0.0, ge=0, description="reward taken away for an action that the environment does not understand")
+    max_failures: int = Field(1, ge=0, description="times an episode is played again after its environment failed; past it its group fails")
+    max_processes: int = Field(64, ge=1, description="environment processes an engine actor may have")
+
+
 class RolloutConfig(Section):
     """vLLM workers."""
 
@@ -57,7 +73,8 @@ class RolloutConfig(Section):
     max_context: int = Field(1024, ge=2, description="tokens of prompt and answer together")
     max_turns: int = Field(1, ge=1)
     stop: tuple[str, ...] = Field((), description="strings that end an action; kept in it")
-    episode: str = Field("single_turn", description="a registered episode, or module:function of your own")
+    episode: str = Field("single_turn", description="single_turn, multi_turn, admissible, free_text, or module:function of your own")
+    agent: AgentConfig = AgentConfig()
     max_groups_per_worker: int = Field(64, ge=1, description="groups an actor works on at once")
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engines: memory for the KV cache, GB")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
@@ -117,9 +134,10 @@ class LearnerConfig(Section):
     share_prefixes: bool = Field(True, description="compute tokens that trajectories share once (prefix-tree packing)")
     gradient_checkpointing: bool = False
     logprob_chunk: int = Field(1024, ge=1, description="positions whose logits exist at once")
-    critic: Literal["none", "shared", "frozen", "separate"] = Field(
+    critic: Literal["none", "shared", "frozen", "separate", "soft_q"] = Field(
         "shared",
-        description="value head: on the policy's (detached) hidden states, on the frozen initial model (POAD), or a model of its own",
+        description="value head: on the policy's (detached) hidden states, on the frozen initial model (POAD), or a model of its own; "
+        "soft_q: a Q network and its target, two more models (ETPO)",
     )
     critic_hidden: tuple[int, ...] = (1024, 512)
     lora: LoraConfig | None = None
@@ -220,7 +238,7 @@ def _impossible(c: JobConfig) -> list[str]:
     algorithm.settings(c.algorithm.settings)
     check_task(c.task)
     reward_terms(c.scoring, c.task)
-    t, problems = c.trainer, []
+    t, problems = c.trainer, [*_rollout_problems(c.rollout), *_soft_critic_problems(c.learner, algorithm)]
     if algorithm.needs_critic and c.learner.critic == "none":
         problems.append(f"learner.critic: {algorithm.name} needs a critic; set learner.critic=shared, or take algorithm.name=grpo")
     if not algorithm.needs_critic and c.learner.critic in ("frozen", "separate"):
@@ -229,11 +247,6 @@ def _impossible(c: JobConfig) -> list[str]:
         )
     if algorithm.needs_group and t.samples_per_task < 2:
         problems.append(f"trainer.samples_per_task: {algorithm.name} compares the samples of a group, so it needs at least 2")
-    if c.rollout.top_p < 1 or c.rollout.top_k > 0 or c.rollout.min_p > 0:
-        problems.append(
-            "rollout.top_p/top_k/min_p: truncated sampling puts a constant bias into every importance ratio; "
-            "train with top_p=1, top_k=0, min_p=0"
-        )
     if t.tasks_per_step % c.learner.updates_per_step:
         problems.append(
             f"learner.updates_per_step: {c.learner.updates_per_step} does not divide trainer.tasks_per_step={t.tasks_per_step}; "
@@ -244,10 +257,46 @@ def _impossible(c: JobConfig) -> list[str]:
             f"learner.ranks: {t.tasks_per_step // c.learner.updates_per_step} groups an update cannot be shared evenly by "
             f"{c.learner.ranks} ranks; make trainer.tasks_per_step a multiple of learner.ranks * learner.updates_per_step"
         )
-    if c.rollout.max_new_tokens >= c.rollout.max_context:
-        problems.append("rollout.max_new_tokens: must be below rollout.max_context, or no room is left for a prompt")
     if c.learner.critic == "separate" and c.learner.lora is not None:
         problems.append("learner.critic: 'separate' trains a second full model; with learner.lora take 'frozen' or 'shared'")
+    return problems
+
+
+def _rollout_problems(rollout: RolloutConfig) -> list[str]:
+    """What ``_impossible`` says of generation. Raises ``ConfigError`` for an unknown episode."""
+    from reasoner_ray.rollout import agents  # noqa: F401 - registers its episodes
+    from reasoner_ray.rollout.episodes import EPISODES
+
+    EPISODES.get(rollout.episode)
+    problems = []
+    if rollout.episode == "single_turn" and rollout.max_turns > 1:
+        problems.append(f"rollout.max_turns: single_turn never has {rollout.max_turns} turns; set rollout.episode=multi_turn, or max_turns=1")
+    if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:
+        problems.append(
+            "rollout.top_p/top_k/min_p: truncated sampling puts a constant bias into every importance ratio; "
+            "train with top_p=1, top_k=0, min_p=0"
+        )
+    if rollout.max_new_tokens >= rollout.max_context:
+        problems.append("rollout.max_new_tokens: must be below rollout.max_context, or no room is left for a prompt")
+    return problems
+
+
+def _soft_critic_problems(learner: LearnerConfig, algorithm: Algorithm[Any]) -> list[str]:
+    """What ``_impossible`` says of a soft critic."""
+    if algorithm.needs_soft_critic and learner.critic != "soft_q":
+        return [f"learner.critic: {algorithm.name} learns a Q of tokens, not a value; set learner.critic=soft_q"]
+    if learner.critic != "soft_q":
+        return []
+    problems = []
+    if not algorithm.needs_soft_critic:
+        problems.append(
+            f"learner.critic: 'soft_q' is the critic of etpo, which {algorithm.name} does not read; "
+            f"set learner.critic={'shared' if algorithm.needs_critic else 'none'}"
+        )
+    if learner.lora is not None:
+        problems.append("learner.lora: 'soft_q' trains a second full model; set learner.lora=null, or take algorithm.name=poad")
+    if learner.zero_stage == 3:
+        problems.append("learner.zero_stage: the target of 'soft_q' averages whole parameters, which stage 3 splits; take 2 or below")
     return problems
 
 
@@ -256,21 +305,40 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
 
     Raises ``ConfigError`` with the key's path and a suggestion.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        file = Path(path)
-        if not file.is_file():
-            raise ConfigError(f"no job file at {file}; jobs live in jobs/, for example jobs/quickstart.yaml")
-        try:
-            loaded = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(loaded or {}, dict):
-            raise ConfigError(f"{file} must hold a mapping of sections, not a {type(loaded).__name__}")
-        tree = loaded or {}
+    tree = {} if path is None else load_tree(Path(path))
     for override in overrides or []:
         _apply_override(tree, override)
     return parse_config(tree)
+
+
+def load_tree(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML job as plain data, laid over the files that its ``extends`` names (one, or a list whose later ones win).
+
+    Sections are merged key by key; lists and values are replaced. Raises ``ConfigError``.
+    """
+    if not file.is_file():
+        raise ConfigError(f"no job file at {file}; jobs live in jobs/, for example jobs/quickstart.yaml")
+    if file.resolve() in above:
+        raise ConfigError(f"{file} extends itself, by way of {', '.join(p.name for p in above)}")
+    try:
+        tree = read_yaml(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} must hold a mapping of sections, not a {type(tree).__name__}")
+    names = tree.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        merged = _merge(merged, load_tree(file.parent / name, (*above, file.resolve())))
+    return _merge(merged, tree)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and value and isinstance(merged.get(key), dict)  # an empty mapping clears a section
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def parse_config(tree: dict[str, Any]) -> JobConfig:
@@ -283,7 +351,7 @@ def parse_config(tree: dict[str, Any]) -> JobConfig:
 
 def to_yaml(config: JobConfig) -> str:
     """The resolved configuration; loading it again gives the same job."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
@@ -315,7 +383,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{key}: {parent} is a value, not a section")
         tree = child
-    tree[leaf] = yaml.safe_load(raw)
+    try:
+        tree[leaf] = read_yaml(raw)
+    except yaml.YAMLError as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{key}: {raw!r} is not valid YAML ({why}); quote the override as a whole, for example 'rollout.stop=[\"a\"]'") from error
 
 
 def _explain(error: Any) -> str:

@@ -63,6 +63,7 @@ def checks(model: str = "builtin:smollm2-135m", folder: Path = Path()) -> list[C
         _importing("DeepSpeed", lambda: check_deepspeed(gpus)),
         check_shared_memory(),
         check_disk(folder),
+        check_sandbox(),
         _importing("W&B", check_wandb),
         check_model(model),
     ]
@@ -186,6 +187,17 @@ def check_disk(folder: Path = Path()) -> Check:
     if min(free.values()) < WANTED_DISK_GB:
         return Check("disk", "warning", f"{text}; checkpoints of larger models will not fit", mend)
     return Check("disk", "ok", text)
+
+
+def check_sandbox() -> Check:
+    """How strongly generated code would be shut in here. Few jobs run any: a weak sandbox keeps no other job from running."""
+    from reasoner_ray.sandbox.levels import isolation_level, mending_command
+    from reasoner_ray.sandbox.limits import Level
+
+    isolation = isolation_level()
+    if isolation.level.reaches(Level.LANDLOCK):
+        return Check("sandbox", "ok", f"level {isolation.level}: {', '.join(sorted(isolation.level.contained))} contained")
+    return Check("sandbox", "warning", f"level {isolation.describe()}; generated code is not run", mending_command(isolation))
 
 
 def check_wandb() -> Check:

@@ -32,6 +32,9 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 """What is fetched of a hub repository: weights as safetensors, configuration, tokenizer, a model's own code."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+SPARE_ROWS, SPARE_SHARE = 1024, 0.03
+"""Rows of an embedding that no token uses, in all and as a share of the rows, whichever is more. They are padded to multiples of 64 to
+1,024 (Qwen2.5: 271 spare rows of 151,936; Phi-2: 905 of 51,200), and some models keep a reserve (DeepSeek LLM: 2,385 of 102,400)."""
 NATIVE_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """/proc/cpuinfo's names of bfloat16 arithmetic: x86 AVX-512 and AMX, and Arm."""
 
@@ -100,8 +103,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 def check_tokenizer_matches(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ``ModelError`` where the tokenizer cannot be the one the model in ``folder`` was trained with.
 
-    Every token id needs a row of the embedding (the embedding may be padded, so more rows than tokens are usual), and the
-    model's end-of-text ids must be tokens.
+    Every token id needs a row of the embedding, and no more rows may be left over than ``SPARE_ROWS`` and ``SPARE_SHARE``
+    allow. The end-of-text ids that the model's files name must be tokens, and the tokenizer's own must be one of them: an
+    answer would not end where the model ends it.
+
+    It cannot know what text an id stood for in training: another tokenizer of about the same size, with the same
+    end-of-text id, passes. Then the first evaluation shows gibberish.
     """
     config = read_config(folder)
     rows, entries = config.get("vocab_size"), len(tokenizer)
@@ -109,14 +116,32 @@ def check_tokenizer_matches(folder: Path, tokenizer: PreTrainedTokenizerBase) ->
         raise ModelError(f"{folder}/config.json names no vocab_size, so the tokenizer cannot be checked against the model")
     if entries > rows:
         raise ModelError(f"the tokenizer of {folder} has {entries} entries, the model only {rows}: it belongs to another model")
-    ends = config.get("eos_token_id")
-    foreign = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and end >= entries]
+    ends = _end_ids(folder)
+    foreign = [end for end in ends if end >= entries]
     if foreign:
         raise ModelError(
             f"{folder}: the model ends its texts with token {foreign[0]}, the tokenizer has {entries} entries: it belongs to another model"
         )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {folder} has no end-of-text token; set eos_token in its tokenizer_config.json")
+    if ends and tokenizer.eos_token_id not in ends:
+        raise ModelError(
+            f"the tokenizer of {folder} ends texts with {tokenizer.eos_token!r} (token {tokenizer.eos_token_id}), the model with token "
+            f"{' or '.join(map(str, ends))} ({tokenizer.decode(ends[:1])!r}): it belongs to another model, or eos_token_id in "
+            "generation_config.json lacks it"
+        )
+    if rows - entries > max(SPARE_ROWS, SPARE_SHARE * rows):
+        raise ModelError(
+            f"the tokenizer of {folder} has {entries} entries, the model {rows} rows, more than padding explains: it belongs to another "
+            "model. Where it does not, drop the rows that no token uses (model.resize_token_embeddings(len(tokenizer)), save_pretrained)"
+        )
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """Ids that end a text by the model's ``config.json`` (a multimodal model's text part included) and ``generation_config.json``."""
+    whole, generation = _read_json(folder / "config.json"), folder / "generation_config.json"
+    named = [tree.get("eos_token_id") for tree in (read_config(folder), whole, _read_json(generation) if generation.is_file() else {})]
+    return sorted({int(end) for ends in named for end in (ends if isinstance(ends, list) else [ends]) if end is not None})
 
 
 def resolve_dtype(name: Literal["auto", "bfloat16", "float32"]) -> torch.dtype:

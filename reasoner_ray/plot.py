@@ -23,8 +23,9 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 log = logging.getLogger(__name__)
 
-XAxis = Literal["steps", "minutes"]
-X_KEYS: dict[XAxis, str] = {"steps": "step", "minutes": "time/minutes"}
+XAxis = Literal["steps", "minutes", "actions"]
+X_KEYS: dict[XAxis, str] = {"steps": "step", "minutes": "time/minutes", "actions": "episode/actions_in_all"}
+X_LABELS: dict[XAxis, str] = {"steps": "training steps", "minutes": "minutes of training", "actions": "environment steps"}
 DEFAULT_METRICS = (
     "reward/mean",
     "eval/accuracy",
@@ -180,7 +181,7 @@ def _draw_panel(panel: Axes, metric: str, groups: dict[str, list[Run]], smooth: 
             panel.fill_between(xs, stack.min(0), stack.max(0), color=colour, alpha=0.2, linewidth=0)
             panel.plot(xs, stack.mean(0), color=colour, label=label, **_marks(len(xs) if x == "steps" else len(series[0][0])))
     panel.set_title(metric, fontsize=10)
-    panel.set_xlabel("training steps" if x == "steps" else "minutes of training", fontsize=9)
+    panel.set_xlabel(X_LABELS[x], fontsize=9)
     panel.tick_params(which="both", labelsize=8)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)

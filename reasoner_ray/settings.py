@@ -20,6 +20,12 @@ def learner_environment(*, cpu: bool) -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "passive"} if cpu else {}
 
 
+def replace_environment(variables: dict[str, str]) -> None:
+    """Leave nothing in this process's environment but these: generated code is told nothing of its surroundings."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 def cache_dir() -> Path:
     """Where converted models are kept: ``$REASONER_RAY_CACHE``, else ``reasoner-ray`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     own = os.environ.get("REASONER_RAY_CACHE")
@@ -51,6 +57,14 @@ def engine_environment(*, in_process: bool, cpu: bool) -> dict[str, str]:
 def set_engine_environment(*, in_process: bool) -> None:
     """The part of ``engine_environment`` that still takes effect in a process that runs already."""
     os.environ.update(engine_environment(in_process=in_process, cpu=False))
+    if not in_process:
+        os.environ["REASONER_RAY_ENGINE_OWNER"] = str(os.getpid())
+
+
+def engine_owner() -> int | None:
+    """In vLLM's own processes: the id of the process whose engine they are."""
+    owner = os.environ.get("REASONER_RAY_ENGINE_OWNER")
+    return int(owner) if owner else None
 
 
 def usable_cores() -> int:
@@ -62,6 +76,11 @@ def module_path() -> dict[str, str]:
     """The search path for a user's own modules, for actors on nodes that Ray was started on without it."""
     path = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": path} if path else {}
+
+
+def ray_address() -> str | None:
+    """The cluster that Ray joins where none is named (``RAY_ADDRESS``; Ray sets it in the jobs it runs)."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 def ray_token() -> str | None:

@@ -19,8 +19,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from reasoner_ray import settings
-from reasoner_ray.config import load_config
+from reasoner_ray.config import load_config, load_tree
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.yaml_text import write_yaml
 
 MAX_SHIPPED_MB = 50
 """Ray keeps what a job ships in the memory of the head node; a data set or a model does not belong there."""
@@ -119,7 +120,7 @@ def stage(folder: Path, job: Path, include: Sequence[Path] = ()) -> None:
         else:
             raise ConfigError(f"--include {source}: no such file or folder")
     (folder / "jobs").mkdir(exist_ok=True)
-    shutil.copy2(job, folder / "jobs" / job.name)
+    (folder / "jobs" / job.name).write_text(write_yaml(load_tree(job)))  # the files it extends stay here
     sizes = {file.relative_to(folder): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     if sum(sizes.values()) > MAX_SHIPPED_MB * 2**20:
         largest = ", ".join(f"{file} {sizes[file] / 2**20:.0f} MB" for file in sorted(sizes, key=lambda f: -sizes[f])[:3])

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from reasoner_ray.choices import Choice
+
 ENV_VERSION = -1
 """Policy version of a token that no policy sampled (prompt, observation, tool output)."""
 
@@ -37,7 +39,9 @@ class Status(StrEnum):
 class Span:
     """A half-open range ``[start, end)`` of token indices with one author.
 
-    A model span is one *action*: credit between actions ends and begins at its borders.
+    A model span is one *action*: credit between actions ends and begins at its borders. Its tokens see those from
+    ``context_start`` on: an episode whose earlier turns were forgotten has several contexts, each beginning where a new
+    prompt was written.
     """
 
     kind: Literal["model", "env"]
@@ -46,6 +50,8 @@ class Span:
     turn: int = 0
     step: int = 0
     agent: int = 0
+    context_start: int = 0
+    choice: Choice | None = None  # the list that a model span was chosen from; None: free text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +78,18 @@ class Trajectory:
         for name in ("loss_mask", "behaviour_logprobs", "policy_versions", "rewards"):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"trajectory {self.id}: {name} has {len(getattr(self, name))} entries for {length} tokens")
-        if length and self.loss_mask[0]:
-            raise ValueError(f"trajectory {self.id}: the first token has no context, so it cannot be trained on")
         for span in self.spans:
-            if not 0 <= span.start <= span.end <= length:
+            if not 0 <= span.context_start <= span.start <= span.end <= length:
                 raise ValueError(f"trajectory {self.id}: span {span} lies outside its {length} tokens")
+            if span.choice is not None and tuple(self.tokens[span.start : span.end].tolist()) != span.choice.tokens:
+                raise ValueError(f"trajectory {self.id}: the span at {span.start} does not hold the candidate that was chosen")
+        if length and any(self.loss_mask[start] for start in self.context_starts if start < length):
+            raise ValueError(f"trajectory {self.id}: the first token has no context, so it cannot be trained on")
+
+    @property
+    def context_starts(self) -> list[int]:
+        """Where each context begins, ascending; the first is 0."""
+        return sorted({0, *(span.context_start for span in self.spans)})
 
     @property
     def total_reward(self) -> float:
@@ -119,21 +132,32 @@ class TrajectoryBuilder:
         self._versions: list[int] = []
         self._rewards: list[float] = []
         self._spans: list[Span] = []
+        self._context_start = 0
 
     @property
     def tokens(self) -> list[int]:
-        """All token ids so far: the context of the next generation."""
-        return self._tokens
+        """Token ids of the context so far: what the next generation sees."""
+        return self._tokens[self._context_start :]
 
-    def add_env(self, tokens: Sequence[int], *, turn: int = 0, agent: int = 0) -> None:
-        """Append tokens that the policy did not choose."""
-        self._extend("env", tokens, [0.0] * len(tokens), [ENV_VERSION] * len(tokens), turn, 0, agent)
+    def add_env(self, tokens: Sequence[int], *, turn: int = 0, agent: int = 0, new_context: bool = False) -> None:
+        """Append tokens that the policy did not choose; with ``new_context`` what follows sees nothing before them."""
+        if new_context:
+            self._context_start = len(self._tokens)
+        self._extend("env", tokens, [0.0] * len(tokens), [ENV_VERSION] * len(tokens), turn=turn, agent=agent)
 
     def add_model(
-        self, tokens: Sequence[int], logprobs: Sequence[float], versions: Sequence[int], *, turn: int = 0, step: int = 0, agent: int = 0
+        self,
+        tokens: Sequence[int],
+        logprobs: Sequence[float],
+        versions: Sequence[int],
+        *,
+        turn: int = 0,
+        step: int = 0,
+        agent: int = 0,
+        choice: Choice | None = None,
     ) -> None:
-        """Append one sampled action: its ids, behaviour log-probs and policy versions."""
-        self._extend("model", tokens, logprobs, versions, turn, step, agent)
+        """Append one sampled action: its ids, behaviour log-probs and policy versions, and the list it was chosen from."""
+        self._extend("model", tokens, logprobs, versions, turn=turn, step=step, agent=agent, choice=choice)
 
     def add_reward(self, reward: float) -> None:
         """Credit ``reward`` to the last trainable token so far."""
@@ -158,14 +182,7 @@ class TrajectoryBuilder:
         )
 
     def _extend(
-        self,
-        kind: Literal["model", "env"],
-        tokens: Sequence[int],
-        logprobs: Sequence[float],
-        versions: Sequence[int],
-        turn: int,
-        step: int,
-        agent: int,
+        self, kind: Literal["model", "env"], tokens: Sequence[int], logprobs: Sequence[float], versions: Sequence[int], **span: Any
     ) -> None:
         if not len(tokens) == len(logprobs) == len(versions):
             raise ValueError(f"{len(tokens)} tokens, {len(logprobs)} log-probs and {len(versions)} versions do not align")
@@ -175,7 +192,7 @@ class TrajectoryBuilder:
         self._logprobs.extend(float(x) for x in logprobs)
         self._versions.extend(int(v) for v in versions)
         self._rewards.extend([0.0] * len(tokens))
-        self._spans.append(Span(kind=kind, start=start, end=len(self._tokens), turn=turn, step=step, agent=agent))
+        self._spans.append(Span(kind=kind, start=start, end=len(self._tokens), context_start=self._context_start, **span))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -197,6 +214,8 @@ class TokenStreams:
     bootstrap: torch.Tensor | None = None  # float32 [n]; V(state after the last token), 0 where terminal
     old_logprobs: torch.Tensor | None = None  # float32 [K]; log pi_old, learner's, before the update
     ref_logprobs: torch.Tensor | None = None  # float32 [K]; log pi_ref
+    target_q: torch.Tensor | None = None  # float32 [K]; E_pi[Q of the target network] in the state that predicts the token
+    kl: torch.Tensor | None = None  # float32 [K]; KL(pi || pi_ref) of that state's distribution, nats
 
     @property
     def n_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,11 +12,13 @@ from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder
 Turns = Sequence[tuple[Sequence[int], Sequence[int]]]  # (observation, action) of each turn
 
 
-def trajectory(turns: Turns, *, group: str = "g", status: Status = Status.FINISHED, tail: Sequence[int] = ()) -> Trajectory:
-    """A trajectory of the given turns; ``tail`` is a last observation that nothing answers."""
+def trajectory(
+    turns: Turns, *, group: str = "g", status: Status = Status.FINISHED, tail: Sequence[int] = (), forgets: Collection[int] = ()
+) -> Trajectory:
+    """A trajectory of the given turns; ``tail`` is a last observation that nothing answers; turns in ``forgets`` see no earlier one."""
     builder = TrajectoryBuilder(id="t", group_id=group, task="test")
     for turn, (observation, action) in enumerate(turns):
-        builder.add_env(observation, turn=turn)
+        builder.add_env(observation, turn=turn, new_context=turn in forgets)
         builder.add_model(action, [-1.0] * len(action), [0] * len(action), turn=turn)
     if tail:
         builder.add_env(tail, turn=len(turns))
@@ -72,7 +74,18 @@ def alone() -> list[Trajectory]:
     return [trajectory([(answers(10, 1, 12)[0], answers(11, 1, 6)[0])], status=Status.TRUNCATED)]
 
 
-CASES = {f.__name__: f for f in (group_of_samples, identical_samples, same_state, multi_turn, tree_paths, alone)}
+def forgetful() -> list[Trajectory]:
+    """Episodes of two groups that see one turn at a time and meet the same observations."""
+    seen = answers(12, 3, 5)
+    moves = answers(13, 8, 3)
+    return [
+        trajectory([(seen[0], moves[0]), (seen[1], moves[1]), (seen[0], moves[2])], forgets=(1, 2)),
+        trajectory([(seen[0], moves[3]), (seen[2], moves[4])], forgets=(1,), group="h", status=Status.TRUNCATED, tail=seen[1]),
+        trajectory([(seen[1], moves[5]), (seen[2], moves[6]), (seen[0], moves[7])], forgets=(2,)),
+    ]
+
+
+CASES = {f.__name__: f for f in (group_of_samples, identical_samples, same_state, multi_turn, tree_paths, alone, forgetful)}
 
 
 @st.composite
@@ -85,5 +98,6 @@ def forests(draw: st.DrawFn, max_size: int = 10, vocabulary: int = 3) -> list[Tr
     for _ in range(draw(st.integers(1, max_size))):
         turns = [(draw(first), draw(span)), *draw(st.lists(st.tuples(span, span), max_size=2))]
         status = draw(st.sampled_from([Status.FINISHED, Status.TRUNCATED]))
-        made.append(trajectory(turns, group=draw(st.sampled_from("abc")), status=status, tail=draw(span)))
+        forgets = [turn for turn, (observation, _) in enumerate(turns) if turn and observation and draw(st.booleans())]
+        made.append(trajectory(turns, group=draw(st.sampled_from("abc")), status=status, tail=draw(span), forgets=forgets))
     return made

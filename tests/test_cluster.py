@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +13,13 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from reasoner_ray.config import load_config
+from reasoner_ray.doctor import Check
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.launch import check_resources, connect
 from tests.test_runs import Run, job
 
+ROOT = Path(__file__).resolve().parents[1]
 NODE_MEMORY = 200 * 2**20
 
 
@@ -48,6 +55,39 @@ def test_engines_and_learners_on_nodes_of_their_own(two_nodes: Cluster, tmp_path
 def test_a_job_that_can_never_be_placed_is_refused(overrides: list[str], available: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_resources(load_config(None, overrides), available)
+
+
+def test_an_evaluation_needs_no_room_for_learners() -> None:
+    config = load_config(None, ["rollout.workers=2", "learner.ranks=4", "cluster.learner_resources={fast: 1}"])
+    check_resources(config, {"CPU": 2.0, "GPU": 2.0}, training=False)
+    with pytest.raises(ConfigError, match="add up to 2 CPUs; the cluster has 1"):
+        check_resources(config, {"CPU": 1.0, "GPU": 2.0}, training=False)
+    with pytest.raises(ConfigError, match=r"need 2 GPUs; the cluster has 1"):
+        check_resources(config, {"CPU": 8.0, "GPU": 1.0}, training=False)
+
+
+def test_a_machine_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before Ray starts, which would fail later and elsewhere."""
+    lacking = Check("shared memory", "missing", "0.1 GB free in /dev/shm", "docker run --shm-size=8g")
+    monkeypatch.setattr(launch, "check_shared_memory", lambda: lacking)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    with pytest.raises(EnvironmentProblem, match=r"shared memory .*: 0\.1 GB free in /dev/shm; docker run --shm-size=8g"):
+        connect(load_config(None))
+
+
+@pytest.mark.slow
+def test_a_local_cluster_starts_while_rays_usual_port_is_taken() -> None:
+    program = (
+        "import ray; from reasoner_ray.config import load_config; from reasoner_ray.trainer.launch import connect;"
+        "connect(load_config(None)); print(ray.cluster_resources()['CPU'])"
+    )
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # where another program has it, that is as good
+            held.enter_context(socket.create_server(("", 6379)))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 1
 
 
 def test_an_address_that_does_not_answer() -> None:

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from reasoner_ray.cli import app
 from reasoner_ray.config import JobConfig, derived_numbers, load_config, parse_config, to_yaml
 from reasoner_ray.errors import ConfigError
+from reasoner_ray.yaml_text import read_yaml, write_yaml
 
-JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
+JOBS = sorted((Path(__file__).parent.parent / "jobs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda p: p.stem)
@@ -45,9 +46,24 @@ def test_every_job_loads_and_dry_runs(job: Path) -> None:
         (["trainer.tasks_per_step=6", "learner.ranks=4"], r"learner\.ranks: 6 groups .* 4 ranks"),
         (["rollout.max_new_tokens=2000"], r"rollout\.max_new_tokens: must be below rollout\.max_context"),
         (["learner.critic=separate", "learner.lora={rank: 8}"], r"learner\.critic: 'separate'"),
+        (["algorithm.name=etpo"], r"learner\.critic: etpo learns a Q .* set learner\.critic=soft_q"),
+        (["algorithm.name=etpo", "learner.critic=separate"], r"learner\.critic: etpo learns a Q .* set learner\.critic=soft_q"),
+        (["learner.critic=soft_q"], r"learner\.critic: 'soft_q' is the critic of etpo.*poad.*set learner\.critic=shared"),
+        (["algorithm.name=grpo", "learner.critic=soft_q"], r"learner\.critic: 'soft_q'.*grpo.*set learner\.critic=none"),
+        (["algorithm.name=etpo", "learner.critic=soft_q", "learner.lora={rank: 8}"], r"learner\.lora: 'soft_q' trains a second"),
+        (["algorithm.name=etpo", "learner.critic=soft_q", "learner.zero_stage=3"], r"learner\.zero_stage: the target of 'soft_q'"),
+        (["algorithm.name=etpo", "learner.critic=soft_q", "algorithm.settings.kl_coef=1"], r"algorithm\.settings\.kl_coef: unknown .*etpo"),
         (["scoring.scorers=[{name: exact_match, wieght: 1}]"], r"wieght: unknown key"),
         (["steps"], r"override 'steps' is not of the form a\.b=c"),
         (["name.x=1"], r"name"),
+        (["scoring.scorers=[{name: format, args: {style: boxd}}]"], r"format\.args\.style: unknown 'boxd'; did you mean 'boxed'"),
+        (["scoring.scorers=[{name: format, args: {pattern: 3}}]"], r"scoring\.scorers\.format\.args: .*TypeError"),
+        (["scoring.scorers=[{name: numeric, args: {tolerance: wide}}]"], r"scoring\.scorers\.numeric\.args: .*InvalidOperation"),
+        (["scoring.scorers=[{name: overlong, args: {limit: 5, margin: 9}}]"], r"overlong\.args\.margin: must be in 1\.\.limit=5"),
+        (["rollout.episode=multi_trun"], r"rollout\.episode: unknown episode 'multi_trun'; did you mean 'multi_turn'"),
+        (["rollout.episode=no_such_module:episode"], r"rollout\.episode: cannot import 'no_such_module'"),
+        (["rollout.max_turns=3"], r"rollout\.max_turns: single_turn never has 3 turns; set rollout\.episode=multi_turn"),
+        (["scoring.scorers=[{name: x"], r"scoring\.scorers: '\[\{name: x' is not valid YAML \(.*expected ',' or '\}'"),
     ],
 )
 def test_bad_input_is_refused_with_its_path(overrides: list[str], message: str) -> None:
@@ -65,6 +81,31 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     broken.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="mapping of sections"):
         load_config(broken)
+
+
+def test_a_job_builds_on_others(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\nseed: 3\ntrainer: {steps: 5, tasks_per_step: 4}\ntask: {args: {digits: 1}}\n")
+    (tmp_path / "large.yaml").write_text("trainer: {steps: 7}\n")
+    (tmp_path / "job.yaml").write_text("extends: [base.yaml, large.yaml]\nname: job\ntrainer: {samples_per_task: 2}\ntask: {args: {}}\n")
+    config = load_config(tmp_path / "job.yaml", ["trainer.tasks_per_step=6"])
+    assert (config.name, config.seed, config.task.args) == ("job", 3, {}), "an empty section clears what it builds on"
+    assert (config.trainer.steps, config.trainer.tasks_per_step, config.trainer.samples_per_task) == (7, 6, 2)
+    (tmp_path / "base.yaml").write_text("extends: job.yaml\n")
+    with pytest.raises(ConfigError, match=r"job\.yaml extends itself, by way of job\.yaml, base\.yaml"):
+        load_config(tmp_path / "job.yaml")
+    (tmp_path / "job.yaml").write_text("extends: gone.yaml\n")
+    with pytest.raises(ConfigError, match=r"no job file at .*gone\.yaml"):
+        load_config(tmp_path / "job.yaml")
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("learner: {lr: 1e-5}\ntask: {args: {held_out_fraction: 1e-2, digits: 2}}\n")
+    config = load_config(tmp_path / "job.yaml", ["learner.critic_lr=2E-4", "trainer.steps=1e1", "scoring.timeout_s=5."])
+    assert (config.learner.lr, config.learner.critic_lr, config.trainer.steps, config.scoring.timeout_s) == (1e-5, 2e-4, 10, 5.0)
+    assert config.task.args == {"held_out_fraction": 0.01, "digits": 2}
+    texts = {"a": "1e-2", "b": "-.5", "c": "08", "d": "1.2.3", "e": "1e", "f": "true"}
+    assert read_yaml(write_yaml(texts)) == texts, "a text that looks like a number stays a text"
+    assert read_yaml("[12, -3, 1_000, .inf, 08, 1e2x]") == [12, -3, 1000, float("inf"), "08", "1e2x"]
 
 
 def test_derived_numbers_by_hand() -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from reasoner_ray import doctor, models
 from reasoner_ray.doctor import Check, Gpu, checks, run_doctor
+from reasoner_ray.sandbox import levels
+from reasoner_ray.sandbox.limits import Level
 
 Usage = namedtuple("Usage", "total used free")
 H200 = Gpu("NVIDIA H200", "143771 MiB", "580.1")
@@ -27,7 +29,7 @@ def test_a_set_up_machine_has_what_a_job_needs(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    names = ["Python", "GPU", "torch", "vLLM", "Ray", "DeepSpeed", "shared memory", "disk", "W&B", "model"]
+    names = ["Python", "GPU", "torch", "vLLM", "Ray", "DeepSpeed", "shared memory", "disk", "sandbox", "W&B", "model"]
     assert [name for name in names if f" {name} " in done.stdout] == names
     assert "a job can run here" in done.stdout
 
@@ -124,3 +126,12 @@ def test_every_check_names_itself_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor, name, lambda gpus, name=name: Check(name, "ok", ""))
     names = [check.name for check in checks()]
     assert len(names) == len(set(names)) == 10
+
+
+def test_a_weak_sandbox_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = levels.Isolation(Level.SECCOMP, {Level.LANDLOCK: "this kernel has no Landlock"})
+    monkeypatch.setattr(levels, "isolation_level", lambda: weak)
+    found = doctor.check_sandbox()
+    assert (found.status, "no Landlock" in found.detail, bool(found.mend)) == ("warning", True, True)
+    monkeypatch.setattr(levels, "isolation_level", lambda: levels.Isolation(Level.LANDLOCK, {}))
+    assert (doctor.check_sandbox().status, doctor.check_sandbox().mend) == ("ok", "")

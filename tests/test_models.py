@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,10 +151,44 @@ def test_tokenizer_checks(copied: Path) -> None:
     edit_config(copied, vocab_size=50_000, eos_token_id=[1, 40_000])
     with pytest.raises(ModelError, match="ends its texts with token 40000"):
         check_tokenizer_matches(copied, tokenizer)
-    edit_config(copied, vocab_size=512, eos_token_id=1)
+    edit_config(copied, eos_token_id=1)
+    with pytest.raises(ModelError, match="has 512 entries, the model 50000 rows, more than padding explains"):
+        check_tokenizer_matches(copied, tokenizer)
+    edit_config(copied, vocab_size=512 + models.SPARE_ROWS)  # padded
+    check_tokenizer_matches(copied, tokenizer)
+    edit_config(copied, vocab_size=512)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-text token"):
         check_tokenizer_matches(copied, tokenizer)
+
+
+def test_a_tokenizer_must_end_texts_as_its_model_does(copied: Path) -> None:
+    tokenizer = load_tokenizer(copied)
+    edit_config(copied, eos_token_id=7)
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    with pytest.raises(ModelError, match=r"ends texts with '<\|eos\|>' \(token 1\), the model with token 7 or 9 "):
+        check_tokenizer_matches(copied, tokenizer)
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 1]}))  # as of a chat model
+    check_tokenizer_matches(copied, tokenizer)
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": 600}))
+    with pytest.raises(ModelError, match="ends its texts with token 600"):
+        check_tokenizer_matches(copied, tokenizer)
+    (copied / "generation_config.json").unlink()
+    edit_config(copied, eos_token_id=None, text_config={"vocab_size": 512, "eos_token_id": 1})
+    check_tokenizer_matches(copied, tokenizer)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(151_665, 151_936), (50_295, 51_200), (100_015, 102_400), (128_256, 128_256)])
+def test_padding_and_reserves_of_known_models_are_allowed(copied: Path, tokens: int, rows: int) -> None:
+    class Sized(SimpleNamespace):
+        def __len__(self) -> int:
+            return tokens
+
+    edit_config(copied, vocab_size=rows)
+    check_tokenizer_matches(copied, Sized(eos_token_id=1, eos_token="e"))
+    edit_config(copied, vocab_size=tokens + 24_000)  # Llama 3's tokenizer beside Qwen2.5's rows is 23,680 apart
+    with pytest.raises(ModelError, match="more than padding explains"):
+        check_tokenizer_matches(copied, Sized(eos_token_id=1, eos_token="e"))
 
 
 def test_broken_tokenizer_is_a_model_error(copied: Path) -> None:

@@ -20,17 +20,25 @@ def context(batch: Batch, i: int) -> list[int]:
     return batch.tokens[visible].tolist()
 
 
+def seen_before(t: Trajectory, i: int) -> list[int]:
+    """The tokens that token i of a trajectory sees."""
+    start = max(s for s in t.context_starts if s <= i)
+    return [int(x) for x in t.tokens[start:i]]
+
+
 def assert_lossless(trajectories: list[Trajectory], batches: list[Batch]) -> None:
     """Every trainable token, and every wanted last state, appears once and in its own context."""
-    expected = [(t.tokens[:i].tolist(), int(t.tokens[i])) for t in trajectories for i in np.flatnonzero(t.loss_mask)]
+    expected = [(seen_before(t, i), int(t.tokens[i])) for t in trajectories for i in np.flatnonzero(t.loss_mask)]
     seen: list[int] = []
     ends: list[int] = []
     for batch in batches:
-        for predictor, target, k in zip(batch.predictors, batch.targets, batch.stream_index.tolist(), strict=True):
-            assert (context(batch, int(predictor)), int(target)) == expected[k]
+        assert len(set(zip(batch.predictors.tolist(), batch.targets.tolist(), strict=True))) == len(batch.targets)
+        for source, state, k in zip(batch.source.tolist(), batch.states.tolist(), batch.stream_index.tolist(), strict=True):
+            assert batch.predictors[source] == state
+            assert (context(batch, state), int(batch.targets[source])) == expected[k]
             seen.append(k)
         for i, number in zip(batch.bootstrap, batch.bootstrap_trajectory.tolist(), strict=True):
-            assert context(batch, int(i)) == trajectories[number].tokens.tolist()
+            assert context(batch, int(i)) == seen_before(trajectories[number], len(trajectories[number].tokens))
             ends.append(number)
     assert sorted(seen) == list(range(len(expected)))
     assert sorted(ends) == [i for i, t in enumerate(trajectories) if t.status is Status.TRUNCATED and t.trainable_tokens]
@@ -53,8 +61,7 @@ def test_one_row_computes_each_distinct_prefix_once(trajectories: list[Trajector
     prefixes = set()
     for t in trajectories:
         if t.trainable_tokens:
-            needed = int(np.flatnonzero(t.loss_mask)[-1])
-            prefixes |= {tuple(t.tokens[: i + 1]) for i in range(needed)}
+            prefixes |= {tuple(seen_before(t, i)[: n + 1]) for i in np.flatnonzero(t.loss_mask) for n in range(len(seen_before(t, i)))}
     assert sum(b.n_packed for b in batches) == len(prefixes)
 
 
@@ -64,7 +71,7 @@ def test_unpack_inverts_pack(trajectories: list[Trajectory], budget: int) -> Non
     batches = pack(trajectories, tokens_per_microbatch=budget)
     streams = flatten(trajectories)
     tokens = torch.tensor([int(t.tokens[i]) for t in trajectories for i in np.flatnonzero(t.loss_mask)], dtype=torch.int64)
-    assert torch.equal(unpack(batches, [b.targets for b in batches], streams.n_tokens), tokens if batches else torch.zeros(0))
+    assert torch.equal(unpack(batches, [b.targets[b.source] for b in batches], streams.n_tokens), tokens if batches else torch.zeros(0))
     last = unpack_bootstrap(batches, [b.tokens[b.bootstrap] for b in batches], len(trajectories))
     wanted = [t.status is Status.TRUNCATED and t.trainable_tokens > 0 for t in trajectories]
     assert last.tolist() == [float(t.tokens[-1]) if w else 0.0 for t, w in zip(trajectories, wanted, strict=True)]

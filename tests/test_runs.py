@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-STEPS = 6
+from tests.processes import left_behind
+
+STEPS = 8
 REWARD = """
 def spread(answer, item):
     return (sum(map(ord, answer)) % 7) / 6  # a tiny random model never solves a sum; this gives it something to learn
@@ -53,17 +56,32 @@ class Run:
         self.folder = job_file.parent / "run"
         self.log = job_file.parent / "output.txt"
         command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job_file), *options]
-        environment = {**os.environ, "PYTHONPATH": f"{job_file.parent}:{Path(__file__).parent.parent}"}
+        self.environment = {**os.environ, "PYTHONPATH": f"{job_file.parent}:{Path(__file__).parent.parent}"}
         self.process = subprocess.Popen(
-            command, stdout=self.log.open("a"), stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            command, stdout=self.log.open("a"), stderr=subprocess.STDOUT, start_new_session=True, env=self.environment
         )
 
     @property
     def steps(self) -> list[int]:
         """Steps recorded so far."""
+        return [record["step"] for record in self.records]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Their metrics."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line)["step"] for line in lines if line.endswith("}") and "reward/mean" in line]
+        return [json.loads(line) for line in lines if line.endswith("}") and "reward/mean" in line]
+
+    @property
+    def groups(self) -> list[int]:
+        """Groups trained on so far, in the order of training."""
+        return [json.loads(line)["group"] for line in (self.folder / "groups.jsonl").read_text().splitlines()]
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        """Every process that the run has started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         """Wait, but not for a process that has ended."""
@@ -80,7 +98,7 @@ class Run:
     def actors(self, name: str) -> list[psutil.Process]:
         """Ray's processes of one actor class, of this run alone."""
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        for process in self.family:
             try:
                 if process.name().startswith("ray::") and name in " ".join(process.cmdline()):
                     found.append(process)
@@ -140,18 +158,37 @@ def test_a_run_trains_tracks_and_exports(straight: Run, tiny_model_dir: Path) ->
     assert (straight.folder / "samples.jsonl").read_text().count('"answer"') >= STEPS
 
 
-def test_a_killed_driver_resumes_to_bit_equal_weights(
+def test_evaluating_the_exported_model_gives_the_runs_last_accuracy(straight: Run) -> None:
+    command = [*(sys.executable, "-m", "reasoner_ray.cli", "eval"), str(straight.folder / "config.yaml"), f"--model={straight.folder / 'model'}"]
+    done = subprocess.run(command, env=straight.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {name: float(value) for name, value in (line.split(": ") for line in done.stdout.splitlines())}
+    records = [json.loads(line) for line in (straight.folder / "metrics.jsonl").read_text().splitlines()]
+    last = [r for r in records if "eval/accuracy" in r][-1]
+    assert last["step"] == STEPS
+    for name in ("eval/accuracy", "eval/answers", "eval/failed", "eval/tokens_mean"):
+        assert found[name] == pytest.approx(last[name], rel=1e-3), name  # four digits are printed
+
+
+def test_a_driver_killed_twice_resumes_to_bit_equal_weights(
     straight: Run, tmp_path: Path, tiny_model_dir: Path, start: Callable[..., Run]
 ) -> None:
-    file = job(tmp_path, tiny_model_dir)
-    first = start(file)
-    first.wait_for(lambda: len(first.steps) >= 2)
-    first.process.send_signal(signal.SIGKILL)
-    first.wait()
-    second = start(file, "--resume")
-    assert second.wait() == 0, second.log.read_text()[-3000:]
-    assert second.steps == list(range(1, STEPS + 1))
-    assert_equal_weights(straight, second)
+    """At random points of a step: while it collects, learns, syncs or writes its checkpoint, as it comes."""
+    file, source = job(tmp_path, tiny_model_dir), random.Random(7)
+    run = start(file)
+    for known in (1, 3):
+        run.wait_for(lambda r=run, n=max(known, len(run.steps)): len(r.steps) > n)  # type: ignore[misc]
+        time.sleep(source.random() * run.records[-1]["time/step_s"])
+        assert run.process.poll() is None, "the run was over before it was killed"
+        family = run.family
+        run.process.send_signal(signal.SIGKILL)
+        run.wait()
+        assert not left_behind(family, 60)  # Ray's agents look for their raylet every few seconds
+        run = start(file, "--resume")
+    assert run.wait() == 0, run.log.read_text()[-3000:]
+    assert run.steps == list(range(1, STEPS + 1))
+    assert run.groups == list(range(2 * STEPS))
+    assert_equal_weights(straight, run)
 
 
 def test_ctrl_c_checkpoints_and_resumes_to_bit_equal_weights(
@@ -160,13 +197,13 @@ def test_ctrl_c_checkpoints_and_resumes_to_bit_equal_weights(
     file = job(tmp_path, tiny_model_dir, checkpoint_every=0)
     first = start(file)
     first.wait_for(lambda: len(first.steps) >= 3)
-    family = psutil.Process(first.process.pid).children(recursive=True)
+    family = first.family
     asked = time.monotonic()
     os.killpg(first.process.pid, signal.SIGINT)
-    first.wait(60)
+    assert first.wait(60) == 130
     assert time.monotonic() - asked < 30
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive, f"left behind: {alive}"
+    assert not left_behind(family)
+    assert "Traceback" not in first.log.read_text()
     assert list((first.folder / "checkpoints").glob("step-*/MANIFEST.json"))
     second = start(file, "--resume")
     assert second.wait() == 0, second.log.read_text()[-3000:]
@@ -186,3 +223,4 @@ def test_every_kind_of_actor_killed_twice(tmp_path: Path, tiny_model_dir: Path, 
     assert last["faults/learner_restarts"] == 2
     assert last["faults/engine_restarts"] == 2
     assert last["faults/groups_failed"] == 0
+    assert sorted(run.groups) == list(range(2 * steps)), "every admitted group was trained on, none of them twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -21,6 +22,8 @@ import pytest
 
 from reasoner_ray import submit
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.trainer.checkpoint import list_checkpoints, read_driver_state
+from tests.test_runs import job
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +52,8 @@ def head() -> Iterator[str]:
     ]
     token, log = folder / "token", (folder / "start.log").open("w")
     token.write_text(uuid.uuid4().hex)
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where a job finds its python
+    environment = {**os.environ, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
     address = f"http://127.0.0.1:{dashboard}"
     patch = pytest.MonkeyPatch()
@@ -136,6 +140,43 @@ def test_ctrl_c_stops_the_job_and_waits_for_its_checkpoint(head: str, tmp_path: 
     assert "stopping" in output
     assert "interrupted has stopped" in output
     assert submit.connect(head).get_job_status("interrupted").value == "STOPPED"
+
+
+@pytest.mark.slow
+def test_a_submitted_job_trains_stops_at_ctrl_c_and_goes_on(
+    head: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of `reasoner submit`, with a reward of the user's own; stopped in mid-run and resumed to its end."""
+    file, own = job(tmp_path, tiny_model_dir, steps=1000, checkpoint_every=0, eval_tasks=0), tmp_path / "reward_of_the_test.py"
+    command = [sys.executable, "-m", "reasoner_ray.cli", "submit", str(file), f"--address={head}", f"--include={own}"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        wait_for_a_step(tmp_path / "run" / "metrics.jsonl", process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "it checkpoints first" in output
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    reached = read_driver_state(checkpoint)["step"]
+    assert reached >= 1
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert submit.submit(file, [f"trainer.steps={reached + 1}"], address=head, if_exists="resume", include=[own]) == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "reward/mean" in line]
+    assert steps == list(range(1, reached + 2))
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def wait_for_a_step(metrics: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not (metrics.exists() and "reward/mean" in metrics.read_text()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from reasoner_ray.algorithms.base import (
     policy_objective,
     register_algorithm,
 )
+from reasoner_ray.algorithms.etpo import Etpo, EtpoSettings
 from reasoner_ray.algorithms.grpo import Grpo
 from reasoner_ray.algorithms.ntpo import Ntpo
 from reasoner_ray.algorithms.poad import Poad
@@ -28,6 +29,8 @@ __all__ = [
     "AlgorithmSettings",
     "CriticAlgorithm",
     "CriticSettings",
+    "Etpo",
+    "EtpoSettings",
     "GroupAlgorithm",
     "GroupSettings",
     "Grpo",

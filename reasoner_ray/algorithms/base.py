@@ -35,7 +35,7 @@ A = TypeVar("A", bound="type[Algorithm[Any]]")
 
 
 class Algorithm(ABC, Generic[S]):
-    """An estimator and a loss. The docstring of a subclass is what ``--help-algorithm`` prints.
+    """An estimator and a loss. The docstring of a subclass is what ``reasoner algorithm NAME`` prints.
 
     A subclass gives a ``name`` and ``estimate``; the loss is the clipped one with KL and entropy terms unless it
     overrides ``loss``.
@@ -44,6 +44,7 @@ class Algorithm(ABC, Generic[S]):
     name: ClassVar[str]
     settings_type: ClassVar[type[AlgorithmSettings]] = AlgorithmSettings
     needs_critic: ClassVar[bool] = False
+    needs_soft_critic: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     needs_group: ClassVar[bool] = False
     action_level: ClassVar[bool] = False
@@ -94,6 +95,10 @@ class Algorithm(ABC, Generic[S]):
     def wants_bootstrap(self, settings: S) -> bool:
         """True where ``credit`` reads ``streams.bootstrap``."""
         return isinstance(settings, CriticSettings) and settings.bootstrap_truncated
+
+    def target_decay(self, settings: S) -> float:
+        """How much of the soft critic's target stays at an optimiser step; the rest becomes its Q network."""
+        raise NotImplementedError(f"{self.name} needs a soft critic, so it must say how fast the target moves")
 
     def _explain(self, error: ErrorDetails) -> str:
         location = ".".join(str(part) for part in error["loc"])
@@ -221,9 +226,14 @@ def algorithm_names() -> list[str]:
 
 
 def describe_algorithm(name: str) -> str:
-    """Text of ``reasoner train --help-algorithm NAME``: the docstring, what it needs, every setting and its default."""
+    """Text of ``reasoner algorithm NAME``: the docstring, what it needs, every setting and its default."""
     algorithm = get_algorithm(name)
-    wanted = {"a critic": algorithm.needs_critic, "a reference model": algorithm.needs_reference, "groups": algorithm.needs_group}
+    wanted = {
+        "a critic": algorithm.needs_critic,
+        "a soft critic (learner.critic=soft_q)": algorithm.needs_soft_critic,
+        "a reference model": algorithm.needs_reference,
+        "groups": algorithm.needs_group,
+    }
     needs = [thing for thing, needed in wanted.items() if needed]
     lines = [algorithm.name, "", inspect.getdoc(type(algorithm)) or "(no description)", ""]
     lines += [f"Needs: {', '.join(needs) or 'nothing beyond the policy'}.", "", "Settings (algorithm.settings.NAME=VALUE):"]

@@ -48,6 +48,9 @@ class Task(ABC):
     stop: tuple[str, ...] = ()
     """Strings that end an answer: what ``rollout.stop`` should hold for this task."""
 
+    def check(self) -> None:  # noqa: B027 - most tasks have nothing to check
+        """Find out what can be wrong before any actor starts. Raises ``ReasonerError``; the default finds nothing."""
+
     @abstractmethod
     def train(self) -> Sequence[Item]:
         """Items to learn from; raises ``DataError`` where they cannot be read."""

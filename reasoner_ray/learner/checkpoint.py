@@ -74,7 +74,7 @@ def _rank_file(folder: Path, rank: int) -> Path:
 
 
 def _shape(engine: UpdateEngine) -> dict[str, Any]:
-    return {"ranks": engine.world_size, "zero_stage": engine.stage, "parameters": engine.trained_shapes()}
+    return {"ranks": engine.world_size, "zero_stage": engine.stage, "parameters": engine.changing_shapes()}
 
 
 def _write_shape(folder: Path, engine: UpdateEngine) -> None:
@@ -95,12 +95,12 @@ def _check_shape(folder: Path, engine: UpdateEngine) -> None:
                 f"{folder} was written with {key_path}={saved.get(key)}, this run has {_shape(engine)[key]}; "
                 f"resume with {key_path}={saved.get(key)}, or start a new run from its exported model"
             )
-    saved_shapes, shapes = saved.get("parameters", {}), engine.trained_shapes()
+    saved_shapes, shapes = saved.get("parameters", {}), engine.changing_shapes()
     different = sorted(n for n in saved_shapes.keys() | shapes.keys() if saved_shapes.get(n) != shapes.get(n))
     if different:
         name = different[0]
         raise CheckpointError(
-            f"{folder} was written for another model: {len(different)} trained parameters differ, for example {name} is "
+            f"{folder} was written for another model: {len(different)} parameters that training changes differ, for example {name} is "
             f"{saved_shapes.get(name, 'absent')} there and {shapes.get(name, 'absent')} here; "
             "check model.path, learner.critic and learner.lora"
         )

@@ -31,9 +31,18 @@ REDUCE_BUCKET = 50_000_000
 """Gradient elements ZeRO reduces at once; DeepSpeed allocates a buffer of this size (its default takes 2 GB)."""
 
 
-def open_store(host: str, world_size: int, timeout_s: float) -> dist.TCPStore:
-    """The meeting point of a process group, listening on a free port of this machine; its ``port`` is where the others join."""
-    return dist.TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+def open_store(host: str, world_size: int, timeout_s: float, port: int = 0) -> dist.TCPStore:
+    """The meeting point of a process group, listening on ``port`` of this machine (0: a free one); its ``port`` is where others join.
+
+    Raises ``EnvironmentProblem`` where the port is taken, or ``host`` is no address of this machine.
+    """
+    try:
+        return dist.TCPStore(host, port, world_size, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    except dist.DistError as error:
+        raise EnvironmentProblem(
+            f"learner rank 0 cannot open a meeting point at {host}:{port or 'any port'}: {error}. Free a port, or start Ray with the "
+            "--node-ip-address that the nodes reach each other by"
+        ) from error
 
 
 def join_store(host: str, port: int, world_size: int, timeout_s: float) -> dist.TCPStore:
@@ -92,10 +101,10 @@ class _Calls(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, batch: Batch, reference: bool, want_values: bool, want_entropy: bool) -> Outputs | tuple[torch.Tensor]:
+    def forward(self, batch: Batch, reference: bool, **wants: bool) -> Outputs | tuple[torch.Tensor]:
         if reference:
             return (self.policy.reference_logprobs(batch),)
-        return self.policy(batch, want_values=want_values, want_entropy=want_entropy)
+        return self.policy(batch, **wants)
 
 
 class UpdateEngine:
@@ -143,15 +152,16 @@ class UpdateEngine:
 
     # -- forward, backward, step ---------------------------------------------------------------------------
 
-    def forward(self, batch: Batch, *, want_values: bool, want_entropy: bool) -> Outputs:
+    def forward(self, batch: Batch, *, want_values: bool, want_entropy: bool, want_q: bool, want_target: bool) -> Outputs:
         """The policy on a batch, with a graph unless gradients are off. Every rank must call it equally often (ZeRO 3)."""
         self._engine.train(torch.is_grad_enabled())
-        return self._engine(batch, False, want_values, want_entropy)
+        wants = {"want_values": want_values, "want_entropy": want_entropy, "want_q": want_q, "want_target": want_target}
+        return self._engine(batch, False, **wants)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> torch.Tensor:
         """log pi_ref of the batch's targets, float32 [K]."""
-        (logprobs,) = self._engine(batch, True, False, False)
+        (logprobs,) = self._engine(batch, True)
         return logprobs
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -199,9 +209,9 @@ class UpdateEngine:
 
     # -- state ---------------------------------------------------------------------------------------------
 
-    def trained_shapes(self) -> dict[str, list[int]]:
-        """Name and full shape of every trained parameter."""
-        return {n: list(getattr(p, "ds_shape", p.shape)) for n, p in self.policy.named_parameters() if p.requires_grad}
+    def changing_shapes(self) -> dict[str, list[int]]:
+        """Name and full shape of every parameter that training changes."""
+        return {n: list(getattr(p, "ds_shape", p.shape)) for n, p in self.policy.changing_parameters().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's share of the training state: optimiser, and weights where it is the one to keep them."""
@@ -210,7 +220,7 @@ class UpdateEngine:
             optimizer.checkpoint_event_prologue()
         state: dict[str, Any] = {"optimizer": optimizer.state_dict() if self.stage > 0 or self.rank == 0 else None}
         if self.stage < 3 and self.rank == 0:
-            state["weights"] = {n: p.detach() for n, p in self.policy.named_parameters() if p.requires_grad}
+            state["weights"] = {n: p.detach() for n, p in self.policy.changing_parameters().items()}
         if self.stage == 3:
             optimizer.checkpoint_event_epilogue()
         return state
@@ -219,7 +229,7 @@ class UpdateEngine:
         """Restore from this rank's state and rank 0's (which holds the weights below ZeRO 3)."""
         optimizer = self._engine.optimizer
         if self.stage < 3:
-            parameters = dict(self.policy.named_parameters())
+            parameters = self.policy.changing_parameters()
             with torch.no_grad():
                 for name, value in first["weights"].items():
                     parameters[name].copy_(value)

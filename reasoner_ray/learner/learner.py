@@ -87,7 +87,8 @@ class Learner:
         self.engine = UpdateEngine(policy, groups, config.learner)
         self._updates_done = 0
         self._wants_values = self.algorithm.needs_critic
-        self._credit_reads_forward = self._wants_values or self.algorithm.wants_old_logprobs(self.settings)
+        self._wants_soft = self.algorithm.needs_soft_critic
+        self._credit_reads_forward = self._wants_values or self._wants_soft or self.algorithm.wants_old_logprobs(self.settings)
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -114,21 +115,24 @@ class Learner:
             streams.values, streams.bootstrap = torch.zeros(streams.n_tokens), torch.zeros(streams.n_trajectories)
         if self._wants_reference:
             streams.ref_logprobs = torch.zeros(streams.n_tokens)
+        if self._wants_soft:
+            streams.target_q, streams.kl = torch.zeros(streams.n_tokens), torch.zeros(streams.n_tokens)
         streams.old_logprobs = torch.zeros(streams.n_tokens)
         updates = self._pack_updates(trainable)
-        step = _Step(trajectories, streams, trainable_weights(streams), updates, self._fits_single_pass(updates))
+        step = _Step(trajectories, streams, trainable_weights(streams), updates, self._fits_single_pass(updates, trajectories))
         if not step.single_pass:
             with torch.no_grad():
                 for micro in (m for micros in step.updates for m in micros):
-                    self._record(step, micro, self._forward(micro, want_entropy=False))
+                    self._record(step, micro, self._forward(micro, records=True, trains=False))
         if not (step.single_pass and self._credit_reads_forward):
             step.credit = self._credit(step)
         return step
 
-    def _fits_single_pass(self, updates: list[list[_Micro]]) -> bool:
+    def _fits_single_pass(self, updates: list[list[_Micro]], trajectories: list[Trajectory]) -> bool:
         if len(updates) > 1 or self.config.learner.epochs > 1:
             return False
-        mixes = self.settings.normalize_advantages or self.algorithm.needs_group
+        spread = any(len(t.context_starts) > 1 for t in trajectories)  # its contexts may lie in several micro-batches
+        mixes = self.settings.normalize_advantages or self.algorithm.needs_group or spread
         return len(updates[0]) == 1 or not (mixes and self._credit_reads_forward)
 
     def _pack_updates(self, groups: list[list[Trajectory]]) -> list[list[_Micro]]:
@@ -154,8 +158,15 @@ class Learner:
             number += len(part)
         return updates
 
-    def _forward(self, micro: _Micro, *, want_entropy: bool) -> Outputs:
-        return self.engine.forward(micro.batch, want_values=self._wants_values, want_entropy=want_entropy)
+    def _forward(self, micro: _Micro, *, records: bool, trains: bool) -> Outputs:
+        """A pass that is recorded in the streams, one that makes a gradient, or both."""
+        return self.engine.forward(
+            micro.batch,
+            want_values=self._wants_values,
+            want_entropy=trains,
+            want_q=self._wants_soft and trains,
+            want_target=self._wants_soft and records,
+        )
 
     def _record(self, step: _Step, micro: _Micro, out: Outputs) -> None:
         """Write what the policy and critic say before the update into the streams."""
@@ -166,6 +177,10 @@ class Learner:
             assert out.values is not None and out.bootstrap_values is not None
             streams.values[micro.tokens] = out.values.detach().float().cpu()
             streams.bootstrap[micro.bootstrap] = out.bootstrap_values.detach().float().cpu()
+        if streams.target_q is not None and streams.kl is not None:
+            assert out.soft is not None and out.soft.target_q is not None
+            streams.target_q[micro.tokens] = out.soft.target_q.cpu()
+            streams.kl[micro.tokens] = out.soft.kl.detach().cpu()
         if streams.ref_logprobs is not None:
             streams.ref_logprobs[micro.tokens] = self.engine.reference_logprobs(micro.batch).float().cpu()
 
@@ -189,7 +204,7 @@ class Learner:
         sums: Counter[str] = Counter()
         losses = []
         for i, micro in enumerate(micros):
-            out = self._forward(micro, want_entropy=True)
+            out = self._forward(micro, records=step.single_pass, trains=True)
             if step.single_pass:
                 self._record(step, micro, out)
                 if self._credit_reads_forward:
@@ -204,6 +219,9 @@ class Learner:
                 logprobs=out.logprobs,
                 entropy=out.entropy,
                 values=out.values,
+                q=None if out.soft is None else out.soft.q,
+                expected_q=None if out.soft is None else out.soft.expected_q,
+                kl=None if out.soft is None else out.soft.kl,
             )
             result = self.algorithm.loss(inputs, self.settings)
             self.engine.backward(result.loss, last=i == len(micros) - 1)
@@ -214,7 +232,7 @@ class Learner:
         shown = summarise(dict(zip(names, self.engine.reduce([sums[n] for n in names]), strict=True)))
         lr_scale = self._lr_scale(self._updates_done - 1)
         rates = {"learner/lr": self.config.learner.lr * lr_scale, "learner/grad_norm": norm}
-        if self._wants_values:
+        if self._wants_values or self._wants_soft:
             rates["learner/critic_lr"] = self.config.learner.critic_lr * lr_scale
         return {f"learner/{name}": value for name, value in shown.items()} | rates
 
@@ -227,6 +245,8 @@ class Learner:
         norm = self.engine.step(self._lr_scale(self._updates_done))
         if not math.isfinite(norm):
             self._stop_not_finite(step, micros, losses, norm)
+        if self._wants_soft:
+            self.engine.policy.move_target(self.algorithm.target_decay(self.settings))
         self._updates_done += 1
         return norm
 
@@ -294,7 +314,7 @@ class Learner:
             trajectories, tokens_per_microbatch=learner.tokens_per_microbatch, share_prefixes=learner.share_prefixes, bootstrap=False
         )
         for batch in packed:
-            out = self.engine.forward(batch, want_values=False, want_entropy=False)
+            out = self.engine.forward(batch, want_values=False, want_entropy=False, want_q=False, want_target=False)
             result[batch.stream_index] = out.logprobs.float().cpu()
         return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from reasoner_ray.errors import EnvironmentProblem, ModelError
 from reasoner_ray.learner.attention import TREE_ATTENTION, Backend, TreeMask
 from reasoner_ray.learner.logprobs import chunked_logprobs
+from reasoner_ray.learner.soft_critic import Logits, SoftCritic, SoftTerms, TokenModel
 from reasoner_ray.learner.value import ValueHead
 from reasoner_ray.models import resolve_dtype, resolve_model
 from reasoner_ray.packing import Batch
@@ -43,6 +45,7 @@ class Outputs(NamedTuple):
     entropy: torch.Tensor | None  # [K]; nats; None where not wanted
     values: torch.Tensor | None  # [K]; V(state that predicts the token); None without a critic or where not wanted
     bootstrap_values: torch.Tensor | None  # [b]; V(state after the last token), see Batch.bootstrap
+    soft: SoftTerms | None = None  # of the soft critic; None without one or where not wanted
 
 
 class LogprobHead(nn.Module):
@@ -56,9 +59,9 @@ class LogprobHead(nn.Module):
         self.temperature = temperature
         self.chunk = chunk
 
-    def forward(self, hidden: torch.Tensor, batch: Batch, with_entropy: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies [K] of the batch's targets from hidden states [N, d]."""
-        return chunked_logprobs(
+    def forward(self, hidden: torch.Tensor, batch: Batch, with_entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probs and entropies [P] of the batch's pairs from hidden states [N, d]."""
+        logprobs, entropy = chunked_logprobs(
             hidden,
             self.weight,
             batch.predictors,
@@ -68,6 +71,7 @@ class LogprobHead(nn.Module):
             bias=self.bias,
             with_entropy=with_entropy,
         )
+        return logprobs, entropy if with_entropy else None
 
 
 class PolicyModel(nn.Module):
@@ -75,15 +79,15 @@ class PolicyModel(nn.Module):
 
     The critic is ``none``; ``shared``: a head on the policy's hidden states, detached, so that its loss never moves
     the trunk; ``frozen``: a head on the initial model's hidden states (POAD); ``separate``: a trunk and a head of its
-    own. The initial model is the policy with its adapters off under LoRA, and one frozen copy otherwise, which the
-    frozen critic and the reference share.
+    own; ``soft_q``: a Q network and its target (ETPO). The initial model is the policy with its adapters off under
+    LoRA, and one frozen copy otherwise, which the frozen or soft critic and the reference share.
     """
 
     def __init__(
         self,
         lm: PreTrainedModel,
         *,
-        critic: Literal["none", "shared", "frozen", "separate"] = "none",
+        critic: Literal["none", "shared", "frozen", "separate", "soft_q"] = "none",
         critic_hidden: Sequence[int] = (1024, 512),
         lora: LoraConfig | None = None,
         needs_reference: bool = False,
@@ -97,32 +101,42 @@ class PolicyModel(nn.Module):
         self.backend: Backend | None = None  # None: FlexAttention on CUDA, SDPA elsewhere
         self.compute_dtype = compute_dtype
         self.has_adapters = lora is not None
-        wants_initial = needs_reference or critic == "frozen"
-        self.initial = copy.deepcopy(lm).to(compute_dtype).requires_grad_(False).eval() if wants_initial and not self.has_adapters else None
+        wants_initial = needs_reference or critic in ("frozen", "soft_q")
+        # A soft critic subtracts the initial model's logits from its own, so it must have rounded the same weights.
+        initial_dtype = torch.float32 if critic == "soft_q" else compute_dtype
+        self.initial = copy.deepcopy(lm).to(initial_dtype).requires_grad_(False).eval() if wants_initial and not self.has_adapters else None
         self.critic_trunk = copy.deepcopy(lm.base_model) if critic == "separate" else None
-        self.value_head = None if critic == "none" else ValueHead(_hidden_size(lm), critic_hidden)
+        self.value_head = None if critic in ("none", "soft_q") else ValueHead(_hidden_size(lm), critic_hidden)
+        self.soft_critic = SoftCritic(lm, temperature, chunk) if critic == "soft_q" else None
         if lora is not None:
             _add_adapters(lm, lora)
         self.lm = lm
         self.head = LogprobHead(lm.get_output_embeddings(), temperature, chunk)
         self.initial_head = None if self.initial is None else LogprobHead(self.initial.get_output_embeddings(), temperature, chunk)
         if gradient_checkpointing:
-            for trunk in filter(None, (self.lm, self.critic_trunk)):
+            q = None if self.soft_critic is None else self.soft_critic.q.lm
+            for trunk in filter(None, (self.lm, self.critic_trunk, q)):
                 trunk.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def forward(self, batch: Batch, *, want_values: bool = True, want_entropy: bool = True) -> Outputs:
-        """Log-probs, entropies and values of a batch's trainable tokens."""
+    def forward(
+        self, batch: Batch, *, want_values: bool = True, want_entropy: bool = True, want_q: bool = True, want_target: bool = True
+    ) -> Outputs:
+        """Log-probs, entropies and values of a batch's trainable tokens.
+
+        Of a soft critic, ``want_q`` asks for Q and its expectation, ``want_target`` for that of the target network.
+        """
         want_values = want_values and self.value_head is not None
         batch, tree = self._prepare(batch)
         with self._autocast():
             hidden = _run(self.lm, batch, tree)
-            logprobs, entropy = self.head(hidden, batch, want_entropy)
+            pairs, pair_entropy = self.head(hidden, batch, want_entropy)
+            soft = self._soft_terms(batch, tree, hidden, pairs, want_q, want_target) if want_q or want_target else None
             states = self._critic_states(batch, tree, hidden) if want_values else None
         values = bootstrap = None
         if states is not None and self.value_head is not None:
-            wanted = torch.cat([batch.predictors, batch.bootstrap])
-            values, bootstrap = self.value_head(states[wanted]).split([batch.n_trained, len(batch.bootstrap)])
-        return Outputs(logprobs, entropy if want_entropy else None, values, bootstrap)
+            wanted, place = torch.unique(torch.cat([batch.states, batch.bootstrap]), return_inverse=True)
+            values, bootstrap = self.value_head(states[wanted])[place].split([batch.n_trained, len(batch.bootstrap)])
+        return Outputs(*batch.of_stream(pairs, pair_entropy), values, bootstrap, soft)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> torch.Tensor:
@@ -133,18 +147,30 @@ class PolicyModel(nn.Module):
         batch, tree = self._prepare(batch)
         with self._autocast():
             if self.initial is not None and self.initial_head is not None:
-                return self.initial_head(_run(self.initial, batch, tree), batch, False)[0]
-            with self._adapters_off():
-                return self.head(_run(self.lm, batch, tree), batch, False)[0]
+                pairs, _ = self.initial_head(_run(self.initial, batch, tree), batch, False)
+            else:
+                with self._adapters_off():
+                    pairs, _ = self.head(_run(self.lm, batch, tree), batch, False)
+        return batch.of_stream(pairs, None)[0]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the critic; they have a learning rate of their own."""
-        parts = [part for part in (self.critic_trunk, self.value_head) if part is not None]
+        parts = [part for part in (self.critic_trunk, self.value_head, self.soft_critic) if part is not None]
         return [p for part in parts for p in part.parameters() if p.requires_grad]
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the policy."""
         return [p for p in self.lm.parameters() if p.requires_grad]
+
+    def changing_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training changes, by name: the trained ones, and a target that follows them."""
+        target = set() if self.soft_critic is None else {id(p) for p in self.soft_critic.target.parameters()}
+        return {name: p for name, p in self.named_parameters() if p.requires_grad or id(p) in target}
+
+    def move_target(self, decay: float) -> None:
+        """Let the soft critic's target follow its Q network, where there is one; see ``SoftCritic.move_target``."""
+        if self.soft_critic is not None:
+            self.soft_critic.move_target(decay)
 
     def _prepare(self, batch: Batch) -> tuple[Batch, TreeMask]:
         device = self.head.weight.device
@@ -165,6 +191,24 @@ class PolicyModel(nn.Module):
                 return _run(self.initial, batch, tree)
             with self._adapters_off():
                 return _run(self.lm, batch, tree)
+
+    def _soft_terms(
+        self, batch: Batch, tree: TreeMask, hidden: torch.Tensor, pairs: torch.Tensor, want_q: bool, want_target: bool
+    ) -> SoftTerms | None:
+        """What the soft critic says, given the policy's hidden states [N, d] and log-probs [P] of the batch's pairs."""
+        if self.soft_critic is None:
+            return None
+        assert self.initial is not None and self.initial_head is not None
+        with torch.no_grad():
+            states = _run(self.initial, batch, tree)
+            initial_pairs = None if batch.choices is None else self.initial_head(states, batch, False)[0]
+        policy = TokenModel(Logits(hidden, self.head.weight, self.head.bias), pairs)
+        reference = TokenModel(Logits(states, self.initial_head.weight, self.initial_head.bias), initial_pairs)
+
+        def run(lm: PreTrainedModel) -> torch.Tensor:
+            return _run(lm, batch, tree)
+
+        return self.soft_critic(batch, run, policy, reference, want_q=want_q, want_target=want_target)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.compute_dtype is torch.float32:
@@ -246,7 +290,10 @@ def policy_state(model: PolicyModel, gather: Gather = lambda parameters: context
 
 
 def save_policy(model: PolicyModel, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write ``state`` (from ``policy_state``, whole tensors) with the model's configuration as a plain Hugging Face folder."""
+    """Write ``state`` (from ``policy_state``, whole tensors) with the model's configuration as a plain Hugging Face folder.
+
+    Raises ``OSError``.
+    """
     from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +303,10 @@ def save_policy(model: PolicyModel, state: Mapping[str, torch.Tensor], folder: P
     config.save_pretrained(folder)
     if model.lm.generation_config is not None:
         model.lm.generation_config.save_pretrained(folder)
-    save_torch_state_dict({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder)
+    try:
+        save_torch_state_dict({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder)
+    except SafetensorError as error:  # what safetensors makes of a write that failed
+        raise OSError(errno.EIO, str(error), str(folder)) from error
 
 
 _ADAPTER = "default"
@@ -303,6 +353,8 @@ def _check_supported(lm: PreTrainedModel, name: str) -> None:
         predictors=torch.tensor([3, 5]),
         targets=torch.tensor([a, a]),
         stream_index=torch.arange(2),
+        source=torch.arange(2),
+        states=torch.tensor([3, 5]),
         bootstrap=batch.bootstrap,
         bootstrap_trajectory=batch.bootstrap_trajectory,
     )

@@ -48,7 +48,7 @@ class Denominators:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """The k trainable tokens of one micro-batch, in any order. Only the first three carry gradients."""
+    """The k trainable tokens of one micro-batch, in any order. The first three and the last three carry gradients."""
 
     logprobs: torch.Tensor  # float32 [k]; log pi of the sampled token
     entropy: torch.Tensor | None  # float32 [k]; of the whole next-token distribution, nats
@@ -67,6 +67,9 @@ class LossInputs:
     token_denominator: float
     action_denominator: float
     sequence_denominator: float
+    q: torch.Tensor | None = None  # float32 [k]; Q of the token; these three with a soft critic
+    expected_q: torch.Tensor | None = None  # float32 [k]; E_pi[Q] in the state that predicts the token
+    kl: torch.Tensor | None = None  # float32 [k]; KL(pi || rho) of that state's distribution, nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,9 @@ def gather_inputs(
     logprobs: torch.Tensor,
     entropy: torch.Tensor | None,
     values: torch.Tensor | None,
+    q: torch.Tensor | None = None,
+    expected_q: torch.Tensor | None = None,
+    kl: torch.Tensor | None = None,
 ) -> LossInputs:
     """The tokens ``index`` (int64 [k], ``Batch.stream_index``) of ``streams`` beside a forward pass's outputs [k].
 
@@ -132,6 +138,9 @@ def gather_inputs(
         token_denominator=denominators.tokens,
         action_denominator=denominators.actions,
         sequence_denominator=denominators.sequences,
+        q=q,
+        expected_q=expected_q,
+        kl=kl,
     )
 
 

@@ -84,7 +84,7 @@ class RolloutActor:
 
     async def stop(self) -> None:
         """End the engine and its processes."""
-        self._worker.engine.shutdown()
+        self._worker.close()
 
 
 async def _fetch(refs: list[Any]) -> AsyncIterator[Bucket]:

@@ -20,7 +20,9 @@ from reasoner_ray.rollout.engine import (
     RequestAborted,
     Sampling,
     check_room,
+    next_token_params,
     read_completion,
+    read_next_logprobs,
     read_prompt_logprobs,
     refuse,
     sampling_params,
@@ -42,6 +44,7 @@ class AsyncEngine:
         process.set_engine_environment(in_process=False)
         self._settings = settings
         self._version = 0
+        self._loads = 0
         self._paused = False
         self._ids = itertools.count()
         self._free = settings.max_running
@@ -60,6 +63,11 @@ class AsyncEngine:
     def version(self) -> int:
         """Policy version of the weights it holds."""
         return self._version
+
+    @property
+    def loads(self) -> int:
+        """See ``Engine.loads``."""
+        return self._loads
 
     @property
     def stats(self) -> EngineStats:
@@ -83,6 +91,11 @@ class AsyncEngine:
         check_room(tokens, self._settings.max_context, self._vocabulary)
         output = await self._submit(tokens, scoring_params(), 1)
         return read_prompt_logprobs(output.prompt_logprobs, tokens)
+
+    async def next_logprobs(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """See ``Engine.next_logprobs``."""
+        check_room(prompt, self._settings.max_context, self._vocabulary)
+        return read_next_logprobs(await self._submit(prompt, next_token_params(tokens, temperature), 1), tokens)
 
     async def ping(self) -> None:
         """See ``Engine.ping``."""
@@ -117,7 +130,7 @@ class AsyncEngine:
         self._begin(request_id)
         final: RequestOutput | None = None
         try:
-            tokens: Any = {"prompt_token_ids": [int(t) for t in prompt], "cache_salt": str(self._version)}
+            tokens: Any = {"prompt_token_ids": [int(t) for t in prompt], "cache_salt": f"{self._version}/{self._loads}"}
             async for output in self._engine.generate(tokens, params, request_id):
                 final = output
         finally:
@@ -173,7 +186,7 @@ class AsyncEngine:
     async def set_version(self, version: int) -> None:
         """See ``Engine.set_version``."""
         await self._engine.update_weight_version(str(version))
-        self._version = version
+        self._version, self._loads = version, self._loads + 1
 
     def shutdown(self) -> None:
         """End it and its processes."""

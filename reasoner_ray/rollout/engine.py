@@ -17,7 +17,7 @@ from reasoner_ray.sync.buckets import Bucket
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
     from reasoner_ray.config import JobConfig
 
@@ -31,6 +31,10 @@ MAX_BATCHED_TOKENS = 4096
 
 class RequestAborted(RuntimeError):
     """The engine was told to drop its requests."""
+
+
+class EngineBroken(RuntimeError):
+    """vLLM failed in a step, after which nothing it holds can be relied on: the engine is of no more use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def loads(self) -> int:
+        """Times that it was given weights: a version may come twice, with other weights, where the learner went back to a checkpoint."""
+        ...
+
+    @property
     def stats(self) -> EngineStats:
         """Counters."""
         ...
@@ -117,12 +126,20 @@ class Engine(Protocol):
         """``n`` independent actions after ``prompt``, which is computed once for all of them.
 
         Requests that wait when ``resume`` is called with a seed start in the order of ``order``. Raises ``ValueError``
-        where the prompt leaves no room, ``RequestAborted`` where ``abort`` dropped the request.
+        where the prompt leaves no room, ``RequestAborted`` where ``abort`` dropped the request, ``EngineBroken`` where vLLM failed.
         """
         ...
 
     async def prompt_logprobs(self, tokens: Sequence[int]) -> list[float]:
         """log p(tokens[i + 1] | tokens[: i + 1]) at temperature 1, nats, T - 1 entries."""
+        ...
+
+    async def next_logprobs(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """log p of each of ``tokens`` (distinct ids) as the one after ``prompt``, nats, at ``temperature``.
+
+        Only the last position is computed where the cache holds the prompt. Raises ``ValueError`` where the prompt leaves
+        no room, ``RequestAborted`` where ``abort`` dropped the request.
+        """
         ...
 
     async def ping(self) -> None:
@@ -150,7 +167,7 @@ class Engine(Protocol):
         ...
 
     async def set_version(self, version: int) -> None:
-        """Label the weights it holds; new prompts then share no KV with those of other versions."""
+        """Label the weights it was just given; new prompts then share no KV with those before."""
         ...
 
     def shutdown(self) -> None:
@@ -230,6 +247,21 @@ def scoring_params() -> SamplingParams:
     return SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
+def next_token_params(tokens: Sequence[int], temperature: float) -> SamplingParams:
+    """vLLM's parameters for the log-probs of given next tokens. Raises ``ValueError`` past vLLM's limit of tokens a request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=temperature,
+        logprob_token_ids=list(tokens),
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
 def check_room(prompt: Sequence[int], max_context: int, vocabulary: int) -> int:
     """Tokens left for an action. Raises ``ValueError`` where there is none, or where a token id is none of the model's."""
     room = max_context - len(prompt)
@@ -264,6 +296,16 @@ def read_prompt_logprobs(values: Any, tokens: Sequence[int]) -> list[float]:
         span = range(values.start_indices[position], values.end_indices[position])
         found.append(next(float(values.logprobs[i]) for i in span if values.token_ids[i] == tokens[position]))
     return found
+
+
+def read_next_logprobs(output: RequestOutput, tokens: Sequence[int]) -> list[float]:
+    """Log-probs of ``tokens`` out of a request made with ``next_token_params``. Raises ``RequestAborted`` where it was aborted."""
+    completion = output.outputs[0]
+    if completion.finish_reason not in ("stop", "length"):
+        raise RequestAborted(f"a request ended with {completion.finish_reason!r}")
+    flat: Any = completion.logprobs
+    found = dict(zip(flat.token_ids, flat.logprobs, strict=True))
+    return [float(found[token]) for token in tokens]
 
 
 def require_vllm() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reasoner_ray.data.tasks import Item, Task
@@ -21,6 +23,10 @@ from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from reasoner_ray.config import AgentConfig
+    from reasoner_ray.envs.host import HostPool
+    from reasoner_ray.rollout.admissible import CandidateScorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +41,15 @@ class EpisodeContext:
     max_turns: int
     group_id: str
     samples: int  # trajectories the group must have
-    on_first_request: Callable[[], None] = field(default=lambda: None)  # the worker counts groups that reached the engine
+    agent: AgentConfig
+    candidates: CandidateScorer
+    hosts: HostPool
+    seed: int = 0
+    on_request: Callable[[], None] = field(default=lambda: None)  # called before each: the worker counts and drops groups by it
 
     async def generate(self, tokens: Sequence[int], n: int = 1) -> list[Generation]:
         """``n`` actions after ``tokens``, under the job's sampling."""
-        self.on_first_request()
+        self.on_request()
         return await self.engine.generate(tokens, self.sampling, n, order=self.group_id)
 
     def builder(self, sample: int, item: Item) -> TrajectoryBuilder:
@@ -60,9 +70,24 @@ class EpisodeContext:
             )
         return tokens
 
+    @property
+    def first_tokens(self) -> tuple[int, ...]:
+        """What the tokenizer writes before any text (a begin-of-text token, or nothing)."""
+        return _encode(self.tokenizer, "", True)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a piece of text within a context, without special tokens."""
+        return _encode(self.tokenizer, text, False)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text an environment or scorer reads; end-of-text and other special tokens left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+@lru_cache(maxsize=65_536)
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[int, ...]:
+    """Episodes meet the same observations and actions over and over."""
+    return tuple(int(t) for t in tokenizer.encode(text, add_special_tokens=special))
 
 
 Episode = Callable[[EpisodeContext, Item], Awaitable[list[Trajectory]]]
@@ -85,9 +110,10 @@ async def single_turn(context: EpisodeContext, item: Item) -> list[Trajectory]:
 
 
 class Environment(Protocol):
-    """What ``multi_turn`` plays with, one object an episode. Methods may be coroutines; texts are appended as they are.
+    """What ``multi_turn`` plays with, one object an episode. Texts are appended as they are.
 
-    A task offers it by a method ``environment(item) -> Environment``.
+    Methods may be coroutines; others are called in a thread, one call an episode at a time, so that a slow one does not hold up
+    the engine. A task offers it by a method ``environment(item) -> Environment``, called in a thread as well.
     """
 
     def reset(self, item: Item) -> str | Awaitable[str]:
@@ -126,7 +152,7 @@ async def _play(context: EpisodeContext, item: Item, make: Callable[[Item], Envi
         environment = await _ask(make, item)
         observation = await _ask(environment.reset, item)
         for turn in range(context.max_turns):
-            new = [int(t) for t in context.tokenizer.encode(observation, add_special_tokens=False)] if observation else []
+            new = context.encode(observation)
             if len(builder.tokens) + len(new) >= context.max_context:
                 return builder.build(Status.TRUNCATED, text="".join(texts), turns=turn)
             if new:
@@ -148,9 +174,22 @@ async def _play(context: EpisodeContext, item: Item, make: Callable[[Item], Envi
 
 
 async def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a user's function, coroutine or not; whatever it raises becomes ``EnvironmentFailed``."""
+    """Call a user's function, in a thread unless it is a coroutine's; whatever it raises becomes ``EnvironmentFailed``."""
+
+    def call() -> Any:
+        with _as_failure():
+            return function(*arguments)
+
+    answer = call() if inspect.iscoroutinefunction(function) else await asyncio.to_thread(call)
+    if not inspect.isawaitable(answer):
+        return answer
+    with _as_failure():
+        return await answer
+
+
+@contextmanager
+def _as_failure() -> Iterator[None]:
     try:
-        answer = function(*arguments)
-        return await answer if inspect.isawaitable(answer) else answer
+        yield
     except Exception as error:  # someone else's code may raise anything; the group is counted as failed, with what was raised
         raise EnvironmentFailed from error

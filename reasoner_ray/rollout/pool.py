@@ -20,6 +20,7 @@ from reasoner_ray.config import JobConfig
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import EnvironmentProblem, LearnerLost, ReasonerError
 from reasoner_ray.rollout.actor import RolloutActor
+from reasoner_ray.rollout.engine import EngineBroken
 from reasoner_ray.rollout.worker import EngineKind, Mode
 from reasoner_ray.sync.backends import Backend, NativePush, on_shared_gpu, resolve_backend
 from reasoner_ray.trainer.fleet import Event, Fleet, State
@@ -280,14 +281,16 @@ class RolloutPool:
     async def _load(self, engines: list[_Engine]) -> None:
         """Bring the last published weights to ``engines``."""
         published, version = self._published, self._version
-        if isinstance(published, NativePush):
-            if not engines or not await self._push(published, engines):
-                return
+        if isinstance(published, NativePush) and not (engines and await self._push(published, engines)):
+            return
+        actors = [engine.actor for engine in engines]
+        if published is _AS_STARTED or isinstance(published, NativePush):
             calls = [self._ask(e, e.actor.label.remote(version)) for e in engines]
         else:
             calls = [self._ask(e, e.actor.update.remote(list(published), version)) for e in engines]
-        for engine, answer in zip(engines, await asyncio.gather(*calls), strict=True):
-            if answer is not _LOST:
+        for engine, actor, answer in zip(engines, actors, await asyncio.gather(*calls), strict=True):
+            # One that died after it answered, while others had not, is on its way back without these weights.
+            if answer is not _LOST and engine.actor is actor and self._is(engine, State.HEALTHY, State.SUSPECT, State.STALE):
                 self.fleet.observe(engine.name, Event.SYNCED)
         self._notify()
 
@@ -304,12 +307,10 @@ class RolloutPool:
             raise
 
     async def assume_synced(self, version: int) -> None:
-        """Let engines work with the weights they were started with, as ``version``."""
-        self._version = version
-        await self._on_all("label", version)
-        for engine in self._live():
-            self.fleet.observe(engine.name, Event.SYNCED)
-        self._notify()
+        """Let engines, and those that replace them, work with the weights they were started with, as ``version``."""
+        async with self._loading:
+            self._published, self._version = _AS_STARTED, version
+            await self._load(self._live())
 
     async def _catch_up(self, engine: _Engine) -> None:
         """Bring the last published weights to an engine that joined late; where the learner's ranks would have to send
@@ -439,7 +440,8 @@ class RolloutPool:
         self._notify()
 
 
-_LOST = object()
+_LOST, _AS_STARTED = object(), object()
+"""No answer, for its engine died; no weights, but those of the model's folder."""
 
 
 async def _answer(ref: Any) -> Any:
@@ -449,6 +451,7 @@ async def _answer(ref: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, ReasonerError):
             raise error.cause from None
-        if type(error.cause).__name__ == "EngineDeadError":  # vLLM's own process died under its actor; vLLM is not imported here
-            raise RayActorError(error_msg=f"vLLM's engine process died: {error.cause}") from None
+        # Either is the engine's death, though its actor lives on. (EngineDeadError is vLLM's, which is not imported here.)
+        if isinstance(error.cause, EngineBroken) or type(error.cause).__name__ == "EngineDeadError":
+            raise RayActorError(error_msg=f"vLLM's engine died: {error.cause}") from None
         raise

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from reasoner_ray import settings as process
 from reasoner_ray.rollout.engine import (
+    EngineBroken,
     EngineSettings,
     EngineStats,
     Generation,
     RequestAborted,
     Sampling,
     check_room,
+    next_token_params,
     read_completion,
+    read_next_logprobs,
     read_prompt_logprobs,
     refuse,
     sampling_params,
@@ -67,14 +70,15 @@ class SteppingEngine:
         process.set_engine_environment(in_process=True)
         self._settings = settings
         self._version = 0
-        self._salt = "0"
+        self._loads = 0
+        self._salt = "0/0"
         self._paused = False
         self._ids = itertools.count()
         self._waiting: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._dropped: list[str] = []
         self._stepper: asyncio.Task[None] | None = None
-        self._broken: BaseException | None = None
+        self._broken: EngineBroken | None = None
         self._new_tokens = 0
         self._busy_seconds = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
@@ -85,6 +89,11 @@ class SteppingEngine:
     def version(self) -> int:
         """Policy version of the weights it holds."""
         return self._version
+
+    @property
+    def loads(self) -> int:
+        """See ``Engine.loads``."""
+        return self._loads
 
     @property
     def stats(self) -> EngineStats:
@@ -110,6 +119,11 @@ class SteppingEngine:
         output = await self._submit(tokens, scoring_params(), "")
         return read_prompt_logprobs(output.prompt_logprobs, tokens)
 
+    async def next_logprobs(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        """See ``Engine.next_logprobs``."""
+        check_room(prompt, self._settings.max_context, self._vocabulary)
+        return read_next_logprobs(await self._submit(prompt, next_token_params(tokens, temperature), ""), tokens)
+
     async def ping(self) -> None:
         """See ``Engine.ping``. A busy engine gets no extra request: that would change what it samples."""
         if self._paused and self._broken is None:
@@ -130,7 +144,7 @@ class SteppingEngine:
 
     async def _submit(self, prompt: Sequence[int], params: SamplingParams, order: str, is_ping: bool = False) -> Any:
         if self._broken is not None:
-            raise RuntimeError("vLLM failed in an earlier step, so this engine is of no more use") from self._broken
+            raise self._broken
         result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         request = _Request([int(t) for t in prompt], params, order, result, is_ping=is_ping)
         self._waiting.append(request)
@@ -199,10 +213,11 @@ class SteppingEngine:
         """Where vLLM itself failed, everyone who waits, or comes later, must hear of it."""
         error = None if stepper.cancelled() else stepper.exception()
         if error is not None:
-            self._broken = error
+            self._broken = EngineBroken(f"vLLM failed in a step: {type(error).__name__}: {error}")
+            self._broken.__cause__ = error
             for request in [*self._waiting, *self._running.values()]:
                 if not request.result.done():
-                    request.result.set_exception(error)
+                    request.result.set_exception(self._broken)
             self._waiting.clear()
             self._running.clear()
         else:
@@ -227,7 +242,7 @@ class SteppingEngine:
         """See ``Engine.resume`` and the module's text."""
         if seed is not None:
             await self._call(lambda: _seed(seed))
-            self._salt = f"{self._version}/{seed}"
+            self._salt = f"{self._version}/{self._loads}/{seed}"
             self._waiting.sort(key=lambda request: request.order)
         self._paused = False
         self._wake()
@@ -251,7 +266,8 @@ class SteppingEngine:
     async def set_version(self, version: int) -> None:
         """See ``Engine.set_version``."""
         await self._call(lambda: self._engine.set_weight_version(str(version)))
-        self._version, self._salt = version, str(version)
+        self._version, self._loads = version, self._loads + 1
+        self._salt = f"{version}/{self._loads}"
 
     def shutdown(self) -> None:
         """End it; requests under way are lost."""

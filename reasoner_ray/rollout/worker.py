@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reasoner_ray.config import JobConfig
 from reasoner_ray.data.tasks import Item, get_task
-from reasoner_ray.rollout.engine import Engine, EngineSettings, Sampling
+from reasoner_ray.envs.host import HostPool
+from reasoner_ray.rollout import agents  # noqa: F401 - registers its episodes
+from reasoner_ray.rollout.admissible import CandidateScorer
+from reasoner_ray.rollout.engine import Engine, EngineSettings, RequestAborted, Sampling
 from reasoner_ray.rollout.episodes import EPISODES, EpisodeContext
 from reasoner_ray.sync.buckets import Bucket
 from reasoner_ray.trajectory import ENV_VERSION, Trajectory
@@ -49,7 +52,10 @@ class RolloutWorker:
         self._tokenizer = tokenizer
         self._task = get_task(config.task, config.seed)
         self._episode = EPISODES.get(config.rollout.episode)
+        self._candidates = CandidateScorer(engine, config.rollout.temperature)
+        self._hosts = HostPool(config.rollout.agent.max_processes)
         self._slots = asyncio.Semaphore(config.rollout.max_groups_per_worker)
+        self._aborts = 0
         self._arrived = 0
         self._arrival = asyncio.Event()
         self._weights = asyncio.Lock()
@@ -60,19 +66,25 @@ class RolloutWorker:
         ``mode`` eval is greedy; probe is short. Raises ``DataError`` for an item that cannot be rendered,
         ``RequestAborted`` where the engine was told to drop its requests.
         """
-        arrive = self._once_arrived()
+        arrive, aborts = self._once_arrived(), self._aborts
+
+        def on_request() -> None:
+            arrive()
+            if self._aborts != aborts:  # while the group waited for a slot or for its environment
+                raise RequestAborted(f"group {group_id} was dropped")
+
         try:
             if mode != "train":
-                return await self._run(item, group_id, n, mode, arrive)
+                return await self._run(item, group_id, n, mode, on_request)
             if self._slots.locked():
                 arrive()
             async with self._slots:
-                return await self._run(item, group_id, n, mode, arrive)
+                return await self._run(item, group_id, n, mode, on_request)
         finally:
             arrive()
 
     async def _run(
-        self, item: Item, group_id: str, n: int, mode: Mode, arrive: Callable[[], None] = lambda: None
+        self, item: Item, group_id: str, n: int, mode: Mode, on_request: Callable[[], None] = lambda: None
     ) -> tuple[list[Trajectory], dict[str, Any]]:
         began = time.perf_counter()
         context = EpisodeContext(
@@ -84,7 +96,11 @@ class RolloutWorker:
             max_turns=self.config.rollout.max_turns,
             group_id=group_id,
             samples=n,
-            on_first_request=arrive,
+            agent=self.config.rollout.agent,
+            candidates=self._candidates,
+            hosts=self._hosts,
+            seed=self.config.seed,
+            on_request=on_request,
         )
         trajectories = await self._episode(context, item)
         return trajectories, {**summarise(group_id, trajectories), "seconds": time.perf_counter() - began, "engine": self.name}
@@ -145,8 +161,14 @@ class RolloutWorker:
             await self.engine.update_weights(buckets, version)
 
     async def abort(self) -> None:
-        """Drop every request; their groups raise ``RequestAborted``."""
+        """Drop every request; their groups, and those yet to make their first, raise ``RequestAborted``."""
+        self._aborts += 1
         await self.engine.abort()
+
+    def close(self) -> None:
+        """End the engine, its processes and those of the environments."""
+        self._hosts.close()
+        self.engine.shutdown()
 
     def stats(self) -> dict[str, float]:
         """Totals since the start: tokens, busy_s; and now: running, waiting, version."""

@@ -111,16 +111,21 @@ def reward_terms(scoring: ScoringConfig, task: TaskConfig) -> RewardTerms:
     """The reward a job asks for, with ``task`` replaced by the task's own scorer and ``environment`` set apart.
 
     Rewards of an environment lie on the tokens that earned them and stay there, multiplied by the weight of the
-    ``environment`` term (1 where it is not listed). Raises ``ConfigError`` where a scorer is unknown.
+    ``environment`` term (1 where it is not listed). Raises ``ConfigError`` where a scorer is unknown or, of the registered
+    ones, does not take the values of its arguments (a user's own may be dear to build: its actor finds out).
     """
-    environment = [spec.weight for spec in scoring.scorers if spec.name == "environment"]
-    terms = []
+    terms, environment = [], []
     for spec in scoring.scorers:
-        if spec.name == "environment":
+        name = _own_scorer(task) if spec.name == "task" else spec.name
+        if name == "environment":
             check_arguments(lambda: None, spec.args, "scoring.scorers.environment.args")
+            environment.append(spec.weight)
         else:
-            terms.append(Term(_own_scorer(task) if spec.name == "task" else spec.name, spec.weight, dict(spec.args)))
+            terms.append(Term(name, spec.weight, dict(spec.args)))
     check_terms(terms)
+    for term in terms:
+        if term.name in SCORERS.names():
+            build_scorer(term)
     return RewardTerms(tuple(terms), sum(environment) if environment else 1.0)
 
 
@@ -137,16 +142,19 @@ def build_scorer(term: Term) -> AnswerScorer:
     """The scorer a term names: a registered one, a class, or a function by ``module:attribute``. Raises ``ConfigError``."""
     check_terms([term])
     entry = SCORERS.get(term.name)
-    if isinstance(entry, type):
+    if not isinstance(entry, type):
+        return FunctionScorer(entry, term.args)
+    try:
         return entry(**term.args)
-    return FunctionScorer(entry, term.args)
+    except (TypeError, ValueError, ArithmeticError) as error:  # a value of the wrong type, or out of range
+        raise ConfigError(f"scoring.scorers.{term.name}.args: {term.args} is not taken ({type(error).__name__}: {error})") from error
 
 
 class CompositeScorer:
     """The weighted sum of terms. One term that fails makes the whole score fail, naming the term."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self._terms = [(term.name, term.weight, build_scorer(term)) for term in terms]
+        self._terms = [(name, term.weight, build_scorer(term)) for name, term in zip(_own_names(terms), terms, strict=True)]
 
     def score(self, answer: Answer, item: Item) -> Score:
         """Never raises: an exception of a term is a score with status ``error``."""
@@ -158,6 +166,12 @@ class CompositeScorer:
             parts[name] = score.value
             total += weight * score.value
         return Score(value=total, parts=parts)
+
+
+def _own_names(terms: Sequence[Term]) -> list[str]:
+    """Each term's name; one that comes again (with other arguments) gets its number: ``format``, ``format.2``."""
+    before = [sum(other.name == term.name for other in terms[:i]) for i, term in enumerate(terms)]
+    return [f"{term.name}.{n + 1}" if n else term.name for term, n in zip(terms, before, strict=True)]
 
 
 def _score_term(name: str, scorer: AnswerScorer, answer: Answer, item: Item) -> Score:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from reasoner_ray.errors import ReasonerError
 from reasoner_ray.models import load_tokenizer, resolve_model
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.scorer import Scorer
@@ -26,10 +27,19 @@ class ScorerWorker:
     """Body of a scorer actor: a ``Scorer`` built where it runs."""
 
     def __init__(self, config: JobConfig) -> None:
-        """Load the tokenizer and start the grader processes. Raises ``ReasonerError``."""
-        tokenizer = load_tokenizer(resolve_model(config.model.path), trust_remote_code=config.model.trust_remote_code)
-        reward = reward_terms(config.scoring, config.task)
-        self._scorer = Scorer(reward, tokenizer, processes=config.scoring.processes, timeout_s=config.scoring.timeout_s)
+        """Load the tokenizer and start the grader processes; ``problem`` tells what the user can mend where that fails.
+
+        Raised here, Ray would make a text with a stack of it.
+        """
+        self._problem: ReasonerError | None = None
+        try:
+            self._scorer = _build(config)
+        except ReasonerError as error:
+            self._problem = error
+
+    def problem(self) -> ReasonerError | None:
+        """What kept the actor from starting, once it is ready."""
+        return self._problem
 
     def ping(self) -> int:
         """The actor's process id, once it is ready."""
@@ -37,7 +47,15 @@ class ScorerWorker:
 
     def score_group(self, trajectories: list[Trajectory], item: Item) -> tuple[list[Trajectory], dict[str, Any]]:
         """See ``Scorer.score_group``; Ray returns the two as references of their own."""
+        if self._problem is not None:  # an actor that Ray restarted, where its first start had succeeded
+            raise self._problem
         return self._scorer.score_group(trajectories, item)
+
+
+def _build(config: JobConfig) -> Scorer:
+    tokenizer = load_tokenizer(resolve_model(config.model.path), trust_remote_code=config.model.trust_remote_code)
+    reward = reward_terms(config.scoring, config.task)
+    return Scorer(reward, tokenizer, processes=config.scoring.processes, timeout_s=config.scoring.timeout_s)
 
 
 class ScorerPool:
@@ -49,7 +67,7 @@ class ScorerPool:
         self._in_flight: list[int] = []
 
     async def start(self) -> None:
-        """Start the actors and wait until all are ready."""
+        """Start the actors and wait until all are ready. Raises the ``ReasonerError`` that kept one from it."""
         options = {
             "num_cpus": self._config.scoring.cpus,
             "max_restarts": _RESTARTS,
@@ -59,7 +77,9 @@ class ScorerPool:
         remote = ray.remote(ScorerWorker).options(**options)
         self._actors = [remote.remote(self._config) for _ in range(self._config.scoring.workers)]
         self._in_flight = [0] * len(self._actors)
-        await asyncio.gather(*(actor.ping.remote() for actor in self._actors))
+        for problem in await asyncio.gather(*(actor.problem.remote() for actor in self._actors)):
+            if problem is not None:
+                raise problem
 
     async def score(self, result: GroupResult, item: Item) -> GroupResult:
         """The group with its rewards; what the rollout put into the summary stays there."""

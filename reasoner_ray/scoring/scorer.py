@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ class Scorer:
 
         A trajectory whose answer could not be judged comes back FAILED, without a reward. The summary holds, a
         trajectory each: ``rewards`` (NaN where failed), ``statuses``, ``lengths`` (trainable tokens), ``oldest_versions``;
-        and ``parts`` (mean value of each term), ``unscored`` (how many answers by error type), ``failed`` (whether any
+        and ``parts`` (mean value of each term), ``metrics`` and ``environment_failures`` (of the episodes), ``label`` (the item's), ``unscored`` (how many answers by error type), ``failed`` (whether any
         trajectory may not be trained on), ``error`` (why), ``samples`` (one ``SampleRow``).
         """
         judged = self._judge(trajectories, item)
@@ -104,6 +105,9 @@ def _summary(judged: Sequence[_Judged], rewarded: Sequence[Trajectory], item: It
         "oldest_versions": [t.oldest_version for t in rewarded],
         "parts": {name: sum(p[name] for p in parts) / len(parts) for name in (parts[0] if parts else ())},
         "unscored": {kind: sum(s.error_type == kind for s in unscored) for kind in {s.error_type for s in unscored}},
+        "metrics": _metrics_of(rewarded),
+        "label": str(item.info.get("label", "")),
+        "environment_failures": _total(t.info.get("environment_failures", {}) for t in rewarded),
         "failed": bool(bad),
         "samples": [_sample(j, t, item) for j, t in zip(judged[:1], rewarded[:1], strict=True)],
     }
@@ -113,11 +117,27 @@ def _summary(judged: Sequence[_Judged], rewarded: Sequence[Trajectory], item: It
     return summary
 
 
+def _metrics_of(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+    """What the episodes say of themselves (``info["metrics"]``), a value for each trajectory that has it."""
+    found: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in trajectory.info.get("metrics", {}).items():
+            found.setdefault(name, []).append(float(value))
+    return found
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
+
+
 def _sample(judged: _Judged, trajectory: Trajectory, item: Item) -> SampleRow:
     prompt = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
     return SampleRow(
         prompt=prompt[-_SHOWN_PROMPT:],
-        answer=judged.text[:_SHOWN_ANSWER],
+        answer=str(trajectory.info.get("transcript", judged.text))[:_SHOWN_ANSWER],
         reward=trajectory.total_reward if trajectory.status.is_trainable else None,
         status=str(trajectory.status),
         gold=str(item.answer)[:_SHOWN_PROMPT],

@@ -7,12 +7,13 @@ the ranks still hold what was published; otherwise it waits for the next sync.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from reasoner_ray.errors import ConfigError, LearnerLost
+from reasoner_ray.errors import ConfigError, EnvironmentProblem, LearnerLost
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -109,13 +110,28 @@ def updates_done(learner: Any) -> int:
     return int(learner.updates_done)
 
 
+_RESERVED: list[socket.socket] = []
+"""The socket of this process's meeting point, if there is one."""
+
+
 def _meeting_point(learner: Any) -> tuple[str, int]:
-    """This rank's address and a port that is free on it."""
+    """This rank's address and a port of it that nobody else is given before the weights are sent.
+
+    It stays bound here. vLLM can listen on it all the same: both sockets set SO_REUSEADDR, and this one never listens.
+    """
     import ray
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+    _release_port()
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("", 0))
+    _RESERVED.append(reserved)
+    return ray.util.get_node_ip_address(), int(reserved.getsockname()[1])
+
+
+def _release_port() -> None:
+    while _RESERVED:
+        _RESERVED.pop().close()
 
 
 def _send(learner: Any, settings: PushSettings, updates: int, actors: Sequence[Any], address: str, port: int) -> bool:
@@ -124,6 +140,7 @@ def _send(learner: Any, settings: PushSettings, updates: int, actors: Sequence[A
     from reasoner_ray.rollout.engine import require_vllm
 
     if updates_done(learner) != updates:
+        _release_port()
         return False  # on all ranks alike
     require_vllm()
     from reasoner_ray.sync.weights import send_native
@@ -132,4 +149,14 @@ def _send(learner: Any, settings: PushSettings, updates: int, actors: Sequence[A
         send_native(learner, settings, actors, address, port)
     except (GetTimeoutError, RayActorError) as error:
         raise LearnerLost(f"an engine was lost while weights were sent to it by {settings.backend}: {error}") from error
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            raise
+        raise EnvironmentProblem(
+            f"the learner cannot meet the engines at {address}:{port} ({error.strerror}): go on with --resume, which takes another port. "
+            "Where it happens again, keep other programs off the ports the system hands out (net.ipv4.ip_local_port_range), start Ray "
+            "with --node-ip-address, or take sync.backend=object_store"
+        ) from error
+    finally:
+        _release_port()
     return True

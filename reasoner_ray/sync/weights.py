@@ -8,13 +8,19 @@ here and runs anywhere; ``nccl`` and ``ipc`` are vLLM's own and need CUDA.
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
+import multiprocessing
+import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from vllm.distributed.weight_transfer import (
     ParamMeta,
@@ -26,6 +32,7 @@ from vllm.distributed.weight_transfer import (
 )
 from vllm.distributed.weight_transfer.base import TrainerInitInfo, WeightTransferInitInfo, WeightTransferUpdateInfo
 
+from reasoner_ray import settings as process
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.sync.backends import PushSettings
 from reasoner_ray.sync.buckets import Bucket, unpack_bucket
@@ -103,8 +110,25 @@ def repack_embeddings(model: torch.nn.Module) -> None:
 
 
 class WorkerExtension:
-    """Named in ``worker_extension_cls``, so that every engine process imports this module and knows the backend."""
+    """Named in ``worker_extension_cls``, so that vLLM's workers import this module: they know the backend, and end with their owner."""
 
+
+def _end_with(owner: int, parent: int) -> None:
+    """Wait until ``owner``, whose engine this worker is part of, has ended in whatever way; then end vLLM's processes.
+
+    vLLM's engine core (``parent``, or this process itself) notices no such end: it would keep its GPU for nobody, and the engine that
+    replaces it would find no room.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(owner).wait()
+    if parent != owner:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(parent, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if (_owner := process.engine_owner()) is not None and (_parent := multiprocessing.parent_process()) is not None:
+    threading.Thread(target=_end_with, args=(_owner, _parent.pid), name="end-with-owner", daemon=True).start()
 
 WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreEngine)
 

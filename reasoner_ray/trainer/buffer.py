@@ -114,6 +114,6 @@ class GroupBuffer:
         """Groups in ``stage``."""
         return sum(slot.stage is stage for slot in self._slots.values())
 
-    def slots(self, stage: Stage) -> list[Slot]:
-        """Groups in ``stage``, in data order."""
-        return sorted((slot for slot in self._slots.values() if slot.stage is stage), key=lambda slot: slot.index)
+    def slots(self, *stages: Stage) -> list[Slot]:
+        """Groups in one of ``stages``, in data order."""
+        return sorted((slot for slot in self._slots.values() if slot.stage in stages), key=lambda slot: slot.index)

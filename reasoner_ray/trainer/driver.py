@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.errors import CheckpointError, DataError, EnvironmentProblem, LearnerLost, SyncError
 from reasoner_ray.trainer.buffer import GroupBuffer, Slot, Stage
-from reasoner_ray.trainer.checkpoint import list_checkpoints, read_driver_state, write_checkpoint
-from reasoner_ray.trainer.metrics import evaluation_metrics, step_metrics
+from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state, write_checkpoint
+from reasoner_ray.trainer.metrics import evaluation_metrics, group_row, step_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from reasoner_ray.config import JobConfig
     from reasoner_ray.data.tasks import DataOrder, Item
@@ -52,7 +53,9 @@ class Counters:
 
     groups_failed: int = 0
     answers_unscored: int = 0
+    environment: Counter[str] = field(default_factory=Counter)  # failures by kind
     failed_in_a_row: int = 0
+    actions: int = 0  # that environments answered, in the groups trained on
     learner_restarts: int = 0
     checkpoints_failed: int = 0
 
@@ -62,7 +65,7 @@ class Stopwatch:
     """Seconds a step spent in each phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: time.perf_counter())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -91,6 +94,8 @@ class TrainerDriver:
         self.counters = Counters()
         self.buffer = self._new_buffer()
         self.watch = Stopwatch()
+        self.last_eval: dict[str, float] = {}
+        self._eval_due = True
         self._probe_due = False
         self._readmit: list[int] = []
         self._failure: BaseException | None = None
@@ -98,33 +103,29 @@ class TrainerDriver:
         self._group_done = asyncio.Event()
         self._stop = asyncio.Event()
 
+    @property
+    def finished(self) -> bool:
+        """Every step was trained, and the result evaluated."""
+        return self.step >= self.config.trainer.steps and not self._eval_due
+
     def request_stop(self) -> None:
-        """Checkpoint and end as soon as the phase under way allows."""
+        """Checkpoint and end at once, or after the learning phase under way; before the first step there is nothing to keep."""
         self._stop.set()
         self._group_done.set()
 
     async def run(self, resume_from: Path | None = None) -> dict[str, float]:
-        """Train to the last step and return the final evaluation. Raises ``ReasonerError`` with what to do."""
-        parts = self.parts
-        await asyncio.gather(parts.rollouts.start(), parts.scorers.start(), parts.learners.start())
-        if resume_from is not None:
-            await self._restore(resume_from)
-        parts.tracker.start(self.config.trainer.steps, self.step)
-        await self._sync(must_probe=True)
-        last_eval = await self._evaluate() if resume_from is None else {}
-        await self._admit()
-        while self.step < self.config.trainer.steps and not self._stop.is_set():
+        """Train to the last step and return the last evaluation. Raises ``ReasonerError`` with what to do."""
+        if not await self._unless_stopped(self._start(resume_from)):
+            return {}
+        begin = self._begin()
+        while True:
             try:
-                if await self._train_step():
-                    last_eval = await self._after_step() or last_eval
+                if await self._unless_stopped(begin):
+                    await self._train()
+                return self.last_eval
             except LearnerLost as error:
-                await self._recover_learner(error)
-        self._cancel_running()
-        if self.step < self.config.trainer.steps:
-            await self._checkpoint()
-        else:
-            await self._checkpoint_and_export()
-        return last_eval
+                self.parts.tracker.event(f"learner lost ({error}); going back to the last checkpoint", "error")
+                begin = self._restart_learner(error)
 
     async def stop(self) -> None:
         """End every actor; safe after any failure."""
@@ -132,11 +133,47 @@ class TrainerDriver:
         parts = self.parts
         await asyncio.gather(parts.rollouts.stop(), parts.scorers.stop(), parts.learners.stop())
 
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do ``work``; False where a stop was asked for before its end, which cancels it."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            task.cancel()  # without effect where it is done
+        await asyncio.wait((task,))
+        return not task.cancelled() and task.result() is None
+
+    async def _start(self, resume_from: Path | None) -> None:
+        parts = self.parts
+        await asyncio.gather(parts.rollouts.start(), parts.scorers.start(), parts.learners.start())
+        if resume_from is not None:
+            await self._restore(resume_from)
+        parts.tracker.start(self.config.trainer.steps, self.step)
+
+    async def _begin(self) -> None:
+        """What comes before the first step, and before the next one where the learner was lost."""
+        await self._sync(must_probe=True)
+        if self._eval_due:
+            await self._evaluate()
+        await self.parts.rollouts.stats()  # what the engines did so far belongs to no step
+        self.watch = Stopwatch()
+        await self._admit()
+
+    async def _train(self) -> None:
+        """Go on to the last step, or to where a stop was asked for, and keep the result."""
+        while self.step < self.config.trainer.steps and not self._stop.is_set():
+            if await self._train_step():
+                await self._after_step()
+        self._cancel_running()
+        await self._checkpoint()
+        if self.step >= self.config.trainer.steps:
+            await self._export()
+
     # -- one step ------------------------------------------------------------------------------------------
 
     async def _train_step(self) -> bool:
-        """Collect a step's groups, learn from them, publish the weights. False where a stop was asked for."""
-        self.watch = Stopwatch()
+        """Collect a step's groups, learn from them, publish the weights, look at the result. False where a stop was asked for."""
         with self.watch.phase("collect"):
             slots = await self._collect()
         if slots is None:
@@ -149,24 +186,32 @@ class TrainerDriver:
         with self.watch.phase("sync"):
             await self._sync()
         self.buffer.release_trained()
-        metrics = step_metrics(results, trained_at=self.version - 1, learned=learned, phases=self.watch.seconds)
-        metrics |= self._fault_metrics() | await self._rates(learned)
-        self._check_mismatch(metrics)
-        self.parts.tracker.log(self.step, metrics)
-        self.parts.tracker.samples(self.step, [row for r in results for row in r.summary.get("samples", ())])
+        self._check_mismatch(learned)
+        trainer = self.config.trainer
+        if self.step == trainer.steps or (trainer.eval_every and self.step % trainer.eval_every == 0):
+            self._eval_due = True
+            await self._unless_stopped(self._evaluate())
+        await self._record(slots, learned)
         return True
 
-    async def _after_step(self) -> dict[str, float] | None:
-        """Evaluate and checkpoint where they are due, then let the next groups in."""
-        trainer, evaluation = self.config.trainer, None
-        last = self.step == trainer.steps
-        if last or (trainer.eval_every and self.step % trainer.eval_every == 0):
-            evaluation = await self._evaluate()
-        if not last:
-            if trainer.checkpoint_every and self.step % trainer.checkpoint_every == 0:
+    async def _record(self, slots: list[Slot], learned: dict[str, float]) -> None:
+        """A step's figures, which are of the time since those of the step before, whatever it was spent on."""
+        results: list[GroupResult] = [slot.payload for slot in slots]
+        metrics = step_metrics(results, trained_at=self.version - 1, learned=learned, phases=self.watch.seconds)
+        metrics |= self._count_actions(results) | self._fault_metrics() | await self._rates()
+        self.watch = Stopwatch()
+        tracker = self.parts.tracker
+        tracker.log(self.step, metrics)
+        tracker.samples(self.step, [row for r in results for row in r.summary.get("samples", ())])
+        tracker.groups(self.step, [group_row(slot.index, self.parts.train_items[slot.index], slot.payload) for slot in slots])
+
+    async def _after_step(self) -> None:
+        """Write a checkpoint where one is due, then let the next groups in. The end of a run has its own."""
+        every = self.config.trainer.checkpoint_every
+        if self.step < self.config.trainer.steps and not self._stop.is_set():
+            if every and self.step % every == 0:
                 await self._checkpoint()
             await self._admit()
-        return evaluation
 
     async def _collect(self) -> list[Slot] | None:
         """Wait for a step's groups; None where a stop was asked for."""
@@ -189,8 +234,11 @@ class TrainerDriver:
         self._readmit = []
         while self.buffer.free > 0 and self._groups_wanted() > 0:
             self._launch(self.buffer.admit(self.version))
-        on_policy = self.config.trainer.max_staleness == 0
-        await self.parts.rollouts.resume(seed=self.config.seed * 1_000_003 + self.step if on_policy else None)
+        await self.parts.rollouts.resume(seed=self.config.seed * 1_000_003 + self.step if self._on_policy else None)
+
+    @property
+    def _on_policy(self) -> bool:
+        return self.config.trainer.max_staleness == 0
 
     def _groups_wanted(self) -> int:
         """Groups that the remaining steps still need beyond those in the system."""
@@ -218,6 +266,7 @@ class TrainerDriver:
     async def _score(self, result: GroupResult, item: Item) -> GroupResult:
         scored = await self.parts.scorers.score(result, item)
         self.counters.answers_unscored += sum(scored.summary["unscored"].values())
+        self.counters.environment.update(scored.summary.get("environment_failures", {}))
         return scored
 
     def _on_produced(self, index: int, task: asyncio.Task[None]) -> None:
@@ -285,19 +334,18 @@ class TrainerDriver:
 
     # -- evaluation and metrics ----------------------------------------------------------------------------
 
-    async def _evaluate(self) -> dict[str, float]:
+    async def _evaluate(self) -> None:
         """Greedy answers on the held-out prompts."""
         items = self.parts.eval_items
-        if not items:
-            return {}
-        with self.watch.phase("eval"):
-            results = await self.parts.rollouts.evaluate(items)
-            scored = await asyncio.gather(*(self._score(r, item) for r, item in zip(results, items, strict=True)))
-        metrics = evaluation_metrics(scored) | {"time/eval_s": self.watch.seconds["eval"]}
-        self.parts.tracker.eval(self.step, metrics)
-        return metrics
+        if items:
+            with self.watch.phase("eval"):
+                results = await self.parts.rollouts.evaluate(items)
+                scored = await asyncio.gather(*(self._score(r, item) for r, item in zip(results, items, strict=True)))
+            self.last_eval = evaluation_metrics(scored) | {"time/eval_s": self.watch.seconds["eval"]}
+            self.parts.tracker.eval(self.step, self.last_eval)
+        self._eval_due = False
 
-    async def _rates(self, learned: dict[str, float]) -> dict[str, float]:
+    async def _rates(self) -> dict[str, float]:
         stats, total = await self.parts.rollouts.stats(), self.watch.total
         engines = max(self.parts.rollouts.n_engines, 1)
         return {
@@ -308,11 +356,17 @@ class TrainerDriver:
             "time/step_s": total,
         }
 
+    def _count_actions(self, results: list[GroupResult]) -> dict[str, float]:
+        turns = [n for r in results for n in r.summary.get("metrics", {}).get("turns", ())]
+        self.counters.actions += int(sum(turns))
+        return {"episode/actions_in_all": float(self.counters.actions)} if turns else {}
+
     def _fault_metrics(self) -> dict[str, float]:
         c = self.counters
         return {
             "faults/groups_failed": float(c.groups_failed),
             "faults/answers_unscored": float(c.answers_unscored),
+            **{f"faults/environment_{kind}": float(n) for kind, n in c.environment.items()},
             "faults/learner_restarts": float(c.learner_restarts),
             "faults/checkpoints_failed": float(c.checkpoints_failed),
         }
@@ -321,14 +375,17 @@ class TrainerDriver:
 
     async def _checkpoint(self) -> None:
         """Write a checkpoint; where that fails, say so, count it and go on with the one before."""
-        ready = {s.index: (s.admitted_at, s.payload) for s in self.buffer.slots(Stage.READY)}
+        # On-policy a batch is sampled under one seed, and half of it would be sampled otherwise: all of it is generated again.
+        again = (Stage.RUNNING, Stage.READY) if self._on_policy else (Stage.RUNNING,)
+        ready = {} if self._on_policy else {s.index: (s.admitted_at, s.payload) for s in self.buffer.slots(Stage.READY)}
         state = {
             "step": self.step,
             "version": self.version,
             "data": self.parts.train_items.fingerprint,
             "counters": self.counters,
+            "eval_due": self._eval_due,
             "next_index": self.buffer.next_index,
-            "running": [s.index for s in self.buffer.slots(Stage.RUNNING)],
+            "running": [s.index for s in self.buffer.slots(*again)],
             "ready": {i: (at, await self.parts.scorers.fetch(result)) for i, (at, result) in ready.items()},
         }
         with self.watch.phase("checkpoint"):
@@ -340,43 +397,36 @@ class TrainerDriver:
                 self.counters.checkpoints_failed += 1
                 self.parts.tracker.event(str(error), "error")
 
-    async def _checkpoint_and_export(self) -> None:
-        await self._checkpoint()
-        await self.parts.learners.export(self.config.run_dir / "model")
+    async def _export(self) -> None:
+        folder = self.config.run_dir / "model"
+        try:
+            await self.parts.learners.export(folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"the trained model was not written: {error.strerror or error} ({folder}); "
+                "the run's checkpoints are unharmed: make room, then go on with --resume"
+            ) from error
 
     async def _restore(self, checkpoint: Path) -> None:
         """Go back to a checkpoint: learner, data order, finished but untrained groups."""
         state = read_driver_state(checkpoint)
-        self.parts.train_items.check(state["data"])
+        check_resumable(state, self.config.trainer, self.parts.train_items)
         await self.parts.learners.load(checkpoint / "learner")
-        self.step, self.version, self.counters = state["step"], state["version"], state["counters"]
+        self.step, self.version, self.counters, self._eval_due = state["step"], state["version"], state["counters"], state["eval_due"]
         self.buffer = self._new_buffer(state["next_index"])
         for index, (admitted_at, stored) in state["ready"].items():
             self.buffer.admit(admitted_at, index)
             self.buffer.ready(index, await self.parts.scorers.store(stored))
         self._readmit = list(state["running"])
 
-    async def _recover_learner(self, error: LearnerLost) -> None:
-        """A learner rank died: start the group anew from the last checkpoint, again where one dies at that.
-
-        Raises ``EnvironmentProblem`` past ``learner.restart_limit`` tries.
-        """
-        lost: LearnerLost | None = error
-        while lost is not None:
-            try:
-                await self._restart_learner(lost)
-                lost = None
-            except LearnerLost as again:
-                lost = again
-
     async def _restart_learner(self, error: LearnerLost) -> None:
+        """A learner rank died: begin anew from the last checkpoint. Raises ``EnvironmentProblem`` past ``learner.restart_limit`` times."""
         self.counters.learner_restarts += 1
         restarts, limit = self.counters.learner_restarts, self.config.learner.restart_limit
         if restarts > limit:
             raise EnvironmentProblem(
                 f"the learner died {restarts} times (learner.restart_limit={limit}); the last time: {error}"
             ) from error
-        self.parts.tracker.event(f"learner lost ({error}); restarting from the last checkpoint", "error")
         self._cancel_running()
         await self.parts.rollouts.abort()
         await self.parts.learners.restart()
@@ -389,8 +439,7 @@ class TrainerDriver:
             self.step, self.version, self.buffer = 0, 0, self._new_buffer()
         self.counters = counters
         self.parts.tracker.rewind(self.step)
-        await self._sync(must_probe=True)
-        await self._admit()
+        await self._begin()
 
     def _new_buffer(self, next_index: int = 0) -> GroupBuffer:
         trainer = self.config.trainer

@@ -17,6 +17,7 @@ import ray
 from reasoner_ray import settings
 from reasoner_ray.config import JobConfig, to_yaml
 from reasoner_ray.data.tasks import DataOrder, Item, Task, check_lengths, get_task
+from reasoner_ray.doctor import check_shared_memory
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_dtype, resolve_model
@@ -24,7 +25,7 @@ from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.pool import ScorerPool
 from reasoner_ray.sync.backends import reserve_shared_gpus, resolve_backend
-from reasoner_ray.trainer.checkpoint import list_checkpoints, read_driver_state
+from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state
 from reasoner_ray.trainer.driver import Parts, TrainerDriver
 from reasoner_ray.trainer.metrics import evaluation_metrics
 from reasoner_ray.trainer.tracking import Tracker
@@ -35,40 +36,42 @@ if TYPE_CHECKING:
 IfExists = Literal["error", "resume", "overwrite", "new"]
 DEFAULT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Mean |difference| in nats above which a probe fails; float32 is exact to 1e-5, bfloat16 measured 0.05."""
+STOP_SECONDS = 10.0
+"""How long actors may take to end by themselves."""
 
 log = logging.getLogger(__name__)
 
 
 def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
-    """Run a job to its end and return its last evaluation. Raises ``ReasonerError`` with what to do."""
+    """Run a job to its end and return its last evaluation.
+
+    Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
+    """
     config, task, _ = load_task(config)
     config, checkpoint = choose_run(config, if_exists)
     if checkpoint is not None:
-        DataOrder(task.train(), config.seed).check(read_driver_state(checkpoint)["data"])
+        check_resumable(read_driver_state(checkpoint), config.trainer, DataOrder(task.train(), config.seed))
     connect(config)
     try:
         check_resources(config, ray.cluster_resources())
         make_run_folder(config, if_exists)  # only now, so that a refused job leaves everything as it was
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         driver = TrainerDriver(config, build_parts(config, task, tracker))
-        status: Literal["finished", "interrupted", "failed"] = "failed"
-        try:
-            result = asyncio.run(_run_with_signals(driver, checkpoint))
-            status = "finished" if driver.step == config.trainer.steps else "interrupted"
-            return result
-        finally:
-            tracker.finish(status)
+        result = asyncio.run(run_with_signals(driver, checkpoint))
     finally:
         ray.shutdown()
+    if result is None:
+        raise KeyboardInterrupt
+    return result
 
 
 def evaluate(config: JobConfig) -> dict[str, float]:
-    """Greedy answers of ``config.model`` on the task's held-out prompts."""
+    """Greedy answers of ``config.model`` on the task's held-out prompts. Raises ``ReasonerError`` with what to do."""
     config, task, _ = load_task(config)
-    connect(config)
     items = held_out_items(config, task)
     if not items:
         raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
+    connect(config)
     pool, scorers = RolloutPool(config), ScorerPool(config)
 
     async def run() -> dict[str, float]:
@@ -82,6 +85,7 @@ def evaluate(config: JobConfig) -> dict[str, float]:
             await asyncio.gather(pool.stop(), scorers.stop())
 
     try:
+        check_resources(config, ray.cluster_resources(), training=False)
         return asyncio.run(run())
     finally:
         ray.shutdown()
@@ -103,7 +107,12 @@ def choose_run(config: JobConfig, if_exists: IfExists) -> tuple[JobConfig, Path 
                 f"{run_dir} exists ({len(checkpoints)} checkpoints). Go on with --resume, replace it with --overwrite, "
                 "keep both with --if-exists new, or set another name=..."
             )
-        if if_exists != "overwrite" and checkpoints:
+        if if_exists == "resume":
+            if not checkpoints:
+                raise CheckpointError(
+                    f"nothing to resume: {run_dir} holds no complete checkpoint (trainer.checkpoint_every says how often one is written). "
+                    "Replace the run with --overwrite, or keep both with --if-exists new"
+                )
             checkpoint = checkpoints[-1]
     elif if_exists == "resume":
         raise CheckpointError(f"nothing to resume: {run_dir} does not exist")
@@ -127,6 +136,7 @@ def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBa
     tokenizer = load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
     check_tokenizer_matches(path, tokenizer)
     task = get_task(config.task, config.seed)
+    task.check()
     reward_terms(config.scoring, config.task)
     check_lengths(
         task,
@@ -146,12 +156,19 @@ def held_out_items(config: JobConfig, task: Task) -> list[Item]:
 
 
 def connect(config: JobConfig) -> None:
-    """Join the Ray cluster, or start a local one. Raises ``EnvironmentProblem`` where the address does not answer."""
+    """Join the Ray cluster, or start a local one.
+
+    Raises ``EnvironmentProblem`` where the address does not answer, or where this machine lacks what a local cluster needs.
+    """
     address = config.cluster.address
     if address is not None:
         _must_answer(address)
     if ray.is_initialized():
         return
+    if address is None and settings.ray_address() is None:
+        shared = check_shared_memory()
+        if shared.status == "missing":
+            raise EnvironmentProblem(f"no shared memory for a local Ray cluster: {shared.detail}; {shared.mend}")
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if address is None:
@@ -178,11 +195,14 @@ def _must_answer(address: str) -> None:
         ) from error
 
 
-def check_resources(config: JobConfig, available: Mapping[str, float]) -> None:
-    """Refuse a job that the cluster can never place: Ray would wait for ever without a word. Raises ``ConfigError``."""
-    engines, ranks = config.rollout.workers, config.learner.ranks
+def check_resources(config: JobConfig, available: Mapping[str, float], *, training: bool = True) -> None:
+    """Refuse a job that the cluster can never place: Ray would wait for ever without a word. Raises ``ConfigError``.
+
+    Without ``training`` (an evaluation) no learner is placed.
+    """
+    engines, ranks = config.rollout.workers, config.learner.ranks if training else 0
     gpus = available.get("GPU", 0)
-    shared = resolve_backend(config, gpus=gpus > 0) == "ipc"
+    shared = resolve_backend(config, gpus=gpus > 0) == "ipc" and training
     if gpus:
         wanted = ranks if shared else engines * config.rollout.tensor_parallel + ranks
         if wanted > gpus:
@@ -198,7 +218,8 @@ def check_resources(config: JobConfig, available: Mapping[str, float]) -> None:
             f"rollout.cpus, learner.cpus and scoring.cpus add up to {wanted_cpus:g} CPUs; the cluster has {available.get('CPU', 0):g}. "
             "Lower them (they are reservations, not limits) or the number of actors"
         )
-    for section, needs in (("rollout", config.cluster.rollout_resources), ("learner", config.cluster.learner_resources)):
+    custom = {"rollout": config.cluster.rollout_resources, "learner": config.cluster.learner_resources if training else {}}
+    for section, needs in custom.items():
         for name, amount in needs.items():
             if amount > available.get(name, 0):
                 raise ConfigError(f"cluster.{section}_resources.{name}: {amount:g} wanted, the cluster offers {available.get(name, 0):g}")
@@ -225,16 +246,22 @@ def build_parts(config: JobConfig, task: Task, tracker: Tracker) -> Parts:
     )
 
 
-async def _run_with_signals(driver: TrainerDriver, checkpoint: Path | None) -> dict[str, float]:
-    """Run the driver; the first Ctrl-C (or SIGTERM) checkpoints and ends, the second ends at once."""
+async def run_with_signals(driver: TrainerDriver, checkpoint: Path | None) -> dict[str, float] | None:
+    """Run the driver; the first Ctrl-C (or SIGTERM) checkpoints and ends, the second ends at once. None where one of them ended it."""
     loop = asyncio.get_running_loop()
     run = asyncio.ensure_future(driver.run(checkpoint))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _stop_once(driver, run.cancel))
+    status: Literal["finished", "interrupted", "failed"] = "failed"
     try:
-        return await run
+        result = await run
+        status = "finished" if driver.finished else "interrupted"
+    except asyncio.CancelledError:
+        status = "interrupted"
     finally:
-        await _within(driver.stop, seconds=20)
+        # Both at once: each may wait for someone who does not answer.
+        await asyncio.gather(_within(driver.stop, STOP_SECONDS), asyncio.to_thread(driver.parts.tracker.finish, status))
+    return result if status == "finished" else None
 
 
 def _stop_once(driver: TrainerDriver, cancel: Callable[[], bool]) -> Callable[[], None]:
@@ -246,7 +273,7 @@ def _stop_once(driver: TrainerDriver, cancel: Callable[[], bool]) -> Callable[[]
             cancel()
             return
         asked = True
-        driver.parts.tracker.event("stopping: writing a checkpoint (again to stop without one)", "warning")
+        driver.parts.tracker.event("stopping (again to stop without a checkpoint)", "warning")
         driver.request_stop()
 
     return handler

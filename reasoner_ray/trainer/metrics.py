@@ -5,8 +5,12 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.trainer.parts import GroupResult
+
+if TYPE_CHECKING:
+    from reasoner_ray.data.tasks import Item
 
 
 def step_metrics(
@@ -23,25 +27,63 @@ def step_metrics(
         "reward/std": statistics.pstdev(rewards),
         "reward/group_std": statistics.fmean(statistics.pstdev(group) for group in groups),
         "reward/groups_all_equal": statistics.fmean(max(group) == min(group) for group in groups),
+        **_term_metrics("reward", results),
         "rollout/tokens_mean": statistics.fmean(lengths),
         "rollout/tokens_max": float(max(lengths)),
         "rollout/truncated": statuses["truncated"] / len(rewards),
         "staleness/mean": statistics.fmean(staleness),
         "staleness/max": float(max(staleness)),
+        **{f"episode/{name}": statistics.fmean(values) for name, values in _episode_metrics(results).items()},
         **learned,
         **{f"time/{name}_s": seconds for name, seconds in phases.items()},
     }
 
 
+def group_row(index: int, item: Item, result: GroupResult) -> dict[str, Any]:
+    """A trained group as ``groups.jsonl`` keeps it; ``index`` is its place in the data order."""
+    rewards = result.summary["rewards"]
+    return {"group": index, "item": item.id, "reward": statistics.fmean(rewards), "tokens": sum(result.summary["lengths"])}
+
+
 def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
     """Accuracy (mean reward of greedy answers) over held-out items; an item whose scorer failed is counted apart, not as 0.
 
+    Where the reward is a sum of terms, ``eval/TERM`` tells the share of right answers from what form or length earned.
+    Items of several labels (wordings of an environment, say) are also shown label by label.
     A mean over nothing is NaN, so that it cannot be mistaken for a result.
     """
-    scored = [reward for r in results if not r.summary["failed"] for reward in r.summary["rewards"]]
+    labels = sorted({r.summary.get("label", "") for r in results} - {""})
+    each = {label: [r for r in results if r.summary.get("label") == label] for label in labels if len(labels) > 1}
     return {
-        "eval/accuracy": statistics.fmean(scored) if scored else float("nan"),
-        "eval/answers": float(len(scored)),
+        "eval/accuracy": _mean_reward(results),
+        **_term_metrics("eval", [r for r in results if not r.summary["failed"]]),
+        "eval/answers": float(sum(len(r.summary["rewards"]) for r in results if not r.summary["failed"])),
         "eval/failed": float(sum(bool(r.summary["failed"]) for r in results)),
         "eval/tokens_mean": statistics.fmean(n for r in results for n in r.summary["lengths"]),
+        **{f"eval/{name}": statistics.fmean(values) for name, values in _episode_metrics(results).items()},
+        **{f"eval/{label}/accuracy": _mean_reward(part) for label, part in each.items()},
+        **{f"eval/{label}/{n}": statistics.fmean(v) for label, part in each.items() for n, v in _episode_metrics(part).items()},
     }
+
+
+def _mean_reward(results: Sequence[GroupResult]) -> float:
+    scored = [reward for r in results if not r.summary["failed"] for reward in r.summary["rewards"]]
+    return statistics.fmean(scored) if scored else float("nan")
+
+
+def _term_metrics(prefix: str, results: Sequence[GroupResult]) -> dict[str, float]:
+    """Mean of each term of the reward, before its weight: what the sum hides."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        for name, value in result.summary.get("parts", {}).items():
+            found.setdefault(name, []).append(value)
+    return {f"{prefix}/{name}": statistics.fmean(values) for name, values in found.items()}
+
+
+def _episode_metrics(results: Sequence[GroupResult]) -> dict[str, list[float]]:
+    """What the episodes say of themselves, all trajectories together."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        for name, values in result.summary.get("metrics", {}).items():
+            found.setdefault(name, []).extend(values)
+    return found

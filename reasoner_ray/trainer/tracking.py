@@ -17,6 +17,7 @@ from reasoner_ray.trainer.terminal import Level, SampleRow, clock, make_view
 __all__ = ["SampleRow", "Tracker"]
 
 SAMPLES_FILE = "samples.jsonl"
+GROUPS_FILE = "groups.jsonl"
 EVENTS_FILE = "events.jsonl"
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 MINUTES = "time/minutes"
@@ -42,7 +43,7 @@ class Tracker:
         self._minutes_before = 0.0
         self._began = time.monotonic()
         self._finished = False
-        self._total = 0
+        self._total = config.trainer.steps
         model = config.model.path.rsplit("/", 1)[-1]
         self._view = make_view(config.tracking.terminal, f"{config.name}: {config.algorithm.name} on {config.task.name}, {model}")
         self._wandb = None
@@ -96,6 +97,10 @@ class Tracker:
             columns = ["step", "prompt", "answer", "reward", "status", "gold"]
             self._wandb.put_table(step, "samples", columns, [[step, r.prompt, r.answer, r.reward, r.status, str(r.gold)] for r in chosen])
 
+    def groups(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """The groups that ``step`` was trained on, a line each in ``groups.jsonl``: every group of the run is there once."""
+        self._save(lambda: append_jsonl(self._run_dir / GROUPS_FILE, [{"step": step, **row} for row in rows]))
+
     def event(self, text: str, level: Level) -> None:
         """Something worth telling (an engine restarted); kept in ``events.jsonl``. Safe from any thread."""
         with self._lock:
@@ -123,7 +128,7 @@ class Tracker:
         self._view.finish(
             [
                 f"{status} after {step} of {self._total} steps in {took}{accuracy}",
-                f"  metrics  {folder}/{METRICS_FILE} (samples.jsonl and events.jsonl beside it)",
+                f"  metrics  {folder}/{METRICS_FILE} (samples.jsonl, groups.jsonl and events.jsonl beside it)",
                 f"  W&B      {where}",
                 f"  curves   reasoner plot {folder}",
                 *([f"  model    {folder}/model"] if status == "finished" else []),
@@ -132,7 +137,8 @@ class Tracker:
 
     def _cut(self, step: int) -> list[dict[str, Any]]:
         """Forget what was recorded after ``step``; returns the metrics that stay."""
-        cut_jsonl(self._run_dir / SAMPLES_FILE, step)
+        for name in (SAMPLES_FILE, GROUPS_FILE):
+            cut_jsonl(self._run_dir / name, step)
         return self._metrics.cut(step)
 
     def _record(self, step: int, metrics: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -286,6 +287,17 @@ def test_full_disk_is_an_os_error(job: Job, tmp_path: Path) -> None:
     (tmp_path / "rank-00000.pt").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"(?i)no space|write"):
         Learner(job(algorithm={"name": "grpo"})).save(tmp_path)
+
+
+def test_full_disk_at_the_export_is_an_os_error(job: Job, tmp_path: Path) -> None:
+    learner = Learner(job(algorithm={"name": "grpo"}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            learner.export(tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_mismatch_of_a_probe(job: Job, groups: Groups) -> None:

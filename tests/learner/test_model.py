@@ -57,12 +57,14 @@ def token_weights(n: int) -> torch.Tensor:
     return torch.rand(3, n, generator=torch.Generator().manual_seed(5)) - 0.3
 
 
-def packed(model: PolicyModel, trajectories: list[Trajectory], weights: torch.Tensor | None = None, **how: Any) -> Results:
-    """Streams and gradients of a weighted loss, accumulated over micro-batches."""
+def packed(
+    model: PolicyModel, trajectories: list[Trajectory], weights: torch.Tensor | None = None, multiple: int = 1, **how: Any
+) -> Results:
+    """Streams and gradients of a weighted loss, accumulated over micro-batches, each padded to ``multiple`` tokens."""
     n = flatten(trajectories).n_tokens
     weights = token_weights(n) if weights is None else weights
     model.zero_grad()
-    batches = pack(trajectories, **how)
+    batches = [batch.padded(multiple) for batch in pack(trajectories, **how)]
     outputs = [model(batch) for batch in batches]
     for batch, out in zip(batches, outputs, strict=True):
         w = weights[:, batch.stream_index]
@@ -127,9 +129,15 @@ def test_shared_prefixes_give_the_unshared_gradients(case: str, shared: PolicyMo
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(trajectories=forests(max_size=6), budget=st.integers(5, 40), share=st.booleans(), seed=st.integers(0, 99))
+@given(
+    trajectories=forests(max_size=6),
+    budget=st.integers(5, 40),
+    share=st.booleans(),
+    multiple=st.sampled_from([1, 7, 64]),
+    seed=st.integers(0, 99),
+)
 def test_order_padding_packing_and_cut_do_not_matter(
-    shared: PolicyModel, trajectories: list[Trajectory], budget: int, share: bool, seed: int
+    shared: PolicyModel, trajectories: list[Trajectory], budget: int, share: bool, multiple: int, seed: int
 ) -> None:
     if not any(t.trainable_tokens for t in trajectories):
         return
@@ -141,6 +149,7 @@ def test_order_padding_packing_and_cut_do_not_matter(
         shared,
         [trajectories[i] for i in order],
         token_weights(len(moved))[:, moved],
+        multiple,
         tokens_per_microbatch=budget,
         share_prefixes=share,
     )
@@ -152,10 +161,11 @@ def test_order_padding_packing_and_cut_do_not_matter(
 
 
 def test_padding_changes_nothing(shared: PolicyModel) -> None:
-    batch = pack(CASES["multi_turn"](), tokens_per_microbatch=1000)[0]
-    with torch.no_grad():
-        for plain, padded in zip(shared(batch), shared(batch.padded(64)), strict=True):
-            torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-5)
+    trajectories = CASES["multi_turn"]()
+    (batch,) = pack(trajectories, tokens_per_microbatch=1000)
+    assert batch.n_packed % 64
+    plain = packed(shared, trajectories, tokens_per_microbatch=1000)
+    assert_close(packed(shared, trajectories, multiple=64, tokens_per_microbatch=1000), plain)
 
 
 def test_gradient_checkpointing_changes_nothing(load: Load, shared: PolicyModel) -> None:

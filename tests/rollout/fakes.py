@@ -15,7 +15,9 @@ class ScriptedEngine:
     def __init__(self, answer: Callable[[Sequence[int]], tuple[list[int], Any]]) -> None:
         self.answer = answer
         self.version = 3
+        self.loads = 0
         self.calls: list[tuple[list[int], Sampling, int, str]] = []
+        self.scored: list[list[int]] = []
         self.running = asyncio.Event()
         self.running.set()
         self.stats = EngineStats()
@@ -34,6 +36,10 @@ class ScriptedEngine:
     async def prompt_logprobs(self, tokens: Sequence[int]) -> list[float]:
         return [0.0] * (len(tokens) - 1)
 
+    async def next_logprobs(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        self.scored.append(list(prompt))
+        return [-(token % 7) / 2 / temperature for token in tokens]
+
     async def ping(self) -> None: ...
 
     async def abort(self) -> None: ...
@@ -45,11 +51,12 @@ class ScriptedEngine:
         self.running.set()
 
     async def update_weights(self, buckets: AsyncIterator[Any], version: int) -> None:
-        self.version = version
+        await self.set_version(version)
 
     async def transfer(self, method: str, info: dict[str, Any] | None = None) -> None: ...
 
     async def set_version(self, version: int) -> None:
         self.version = version
+        self.loads += 1
 
     def shutdown(self) -> None: ...

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from reasoner_ray.rollout.engine import RequestAborted, Sampling
 from tests.engines import buckets_of, change_every_parameter, reference_logprobs, state_of, tiny_settings
+from tests.processes import left_behind
 
 PROMPT = list(range(5, 60))
 
@@ -51,6 +56,11 @@ def test_the_same_protocol_as_the_stepping_engine(tiny_model_dir: Path) -> None:
             for generation in await engine.generate(PROMPT, Sampling(max_new_tokens=10), n=2):
                 check(generation, new, 1)
             assert engine.version == 1
+            await engine.pause()
+            await engine.update_weights(buckets_of(state_of(old)), 1)  # the same number, other weights: no KV may be shared
+            await engine.resume()
+            for generation in await engine.generate(PROMPT, Sampling(max_new_tokens=10), n=2):
+                check(generation, old, 1)
             assert engine.stats.new_tokens > 0
 
             full = settings.max_running
@@ -65,3 +75,42 @@ def test_the_same_protocol_as_the_stepping_engine(tiny_model_dir: Path) -> None:
             engine.shutdown()
 
     asyncio.run(asyncio.wait_for(story(), 280))
+
+
+OWNER = """
+import multiprocessing, os, time
+from reasoner_ray import settings
+
+spawn = multiprocessing.get_context("spawn")
+
+def worker(pipe):
+    import reasoner_ray.sync.weights
+    pipe.send(os.getpid())
+    time.sleep(600)
+
+def core(pipe):
+    spawn.Process(target=worker, args=(pipe,)).start()
+    pipe.send(os.getpid())
+    time.sleep(600)
+
+if __name__ == "__main__":
+    settings.set_engine_environment(in_process=False)
+    ours, theirs = spawn.Pipe()
+    spawn.Process(target=core, args=(theirs,)).start()
+    print(ours.recv(), ours.recv(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_vllms_processes_end_with_an_owner_that_was_killed(tmp_path: Path) -> None:
+    """Processes as vLLM starts them, without a model: the engine core below its owner, a worker with our extension below that."""
+    (tmp_path / "owner.py").write_text(OWNER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    owner = subprocess.Popen([sys.executable, tmp_path / "owner.py"], stdout=subprocess.PIPE, text=True, env=environment)
+    assert owner.stdout is not None
+    processes = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+    assert len(processes) == 2
+    owner.kill()
+    owner.wait()
+    assert not left_behind(processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reasoner_ray.config import AgentConfig
 from reasoner_ray.data.tasks import Item, Task
+from reasoner_ray.envs.host import HostPool
 from reasoner_ray.errors import ConfigError, DataError
+from reasoner_ray.rollout.admissible import CandidateScorer
 from reasoner_ray.rollout.engine import Sampling
 from reasoner_ray.rollout.episodes import EPISODES, EpisodeContext, multi_turn, single_turn
 from reasoner_ray.trajectory import ENV_VERSION, Status
@@ -65,7 +69,8 @@ def tokenizer(tiny_model_dir: Path) -> Any:
 
 def context(tokenizer: Any, engine: ScriptedEngine, task: Any, **changes: Any) -> EpisodeContext:
     values = {"max_context": 200, "max_turns": 5, "samples": 2, "sampling": Sampling(max_new_tokens=8), "group_id": "g7", **changes}
-    return EpisodeContext(engine=engine, tokenizer=tokenizer, task=task, **values)  # type: ignore[arg-type]
+    parts: Any = {"agent": AgentConfig(), "candidates": CandidateScorer(engine), "hosts": HostPool()}  # type: ignore[arg-type]
+    return EpisodeContext(engine=engine, tokenizer=tokenizer, task=task, **parts, **values)  # type: ignore[arg-type]
 
 
 def test_single_turn_keeps_ids_logprobs_and_versions(tokenizer: Any) -> None:
@@ -131,6 +136,51 @@ def test_an_exception_in_the_environment_is_a_failed_trajectory(tokenizer: Any) 
     group = asyncio.run(multi_turn(context(tokenizer, engine, PlayTask(fail_at=2)), ITEM))
     assert {t.status for t in group} == {Status.FAILED}
     assert group[0].info["error"] == "OSError: the door is shut"
+
+
+def test_a_slow_environment_does_not_hold_up_the_loop(tokenizer: Any) -> None:
+    """Its call ends only once the loop has done something else; one at a time would wait for ever."""
+
+    class Slow(Guess):
+        def __init__(self) -> None:
+            super().__init__()
+            self.let_go = threading.Event()
+
+        def reset(self, item: Item) -> str:
+            assert self.let_go.wait(10), "the loop was held up"
+            return " begin"
+
+    class SlowTask(PlayTask):
+        def environment(self, item: Item) -> Guess:
+            self.made.append(Slow())
+            return self.made[-1]
+
+    async def run() -> list[Any]:
+        task = SlowTask()
+        play = asyncio.ensure_future(multi_turn(context(tokenizer, ScriptedEngine(lambda _: ([40, 1], "stop")), task), ITEM))
+        while len(task.made) < 2:
+            await asyncio.sleep(0.001)
+        for made in task.made:
+            made.let_go.set()  # type: ignore[attr-defined]
+        return await play
+
+    assert {t.status for t in asyncio.run(run())} == {Status.FINISHED}
+
+
+def test_an_environment_that_runs_out_is_a_failed_trajectory(tokenizer: Any) -> None:
+    """StopIteration is special to threads and coroutines: it could get lost on its way."""
+
+    class RunsOut(Guess):
+        def step(self, action: str) -> tuple[str, float, bool]:  # type: ignore[override]
+            return next(iter(()))
+
+    class Task(PlayTask):
+        def environment(self, item: Item) -> Guess:
+            return RunsOut()
+
+    engine = ScriptedEngine(lambda _: ([40, 1], "stop"))
+    group = asyncio.run(asyncio.wait_for(multi_turn(context(tokenizer, engine, Task()), ITEM), 20))
+    assert {t.info["error"] for t in group} == {"StopIteration: "}
 
 
 def test_an_error_of_the_engine_is_not_the_environments(tokenizer: Any) -> None:

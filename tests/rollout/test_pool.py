@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import pytest
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import get_task
 from reasoner_ray.errors import EnvironmentProblem, ModelError
+from reasoner_ray.rollout.engine import EngineBroken
+from reasoner_ray.trainer.fleet import Event, State
 from tests.engines import change_every_parameter, reference_logprobs, state_of
 
 pytestmark = pytest.mark.slow
@@ -109,20 +113,76 @@ def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_
     asyncio.run(asyncio.wait_for(story(), 300))
 
 
-def test_the_death_of_vllms_own_process_is_the_engines_death() -> None:
+class EngineDeadError(Exception):
+    """Named as vLLM's."""
+
+
+@pytest.mark.parametrize("error", [EngineDeadError("EngineCore encountered an issue"), EngineBroken("vLLM failed in a step")])
+def test_the_death_of_vllm_is_the_engines_death(error: Exception) -> None:
     """Its actor lives on, and would fail every call."""
     from ray.exceptions import RayActorError, RayTaskError
 
     from reasoner_ray.rollout.pool import _answer
 
-    class EngineDeadError(Exception):
-        """Named as vLLM's."""
-
     async def generate() -> None:
-        raise RayTaskError("run_group", "traceback", EngineDeadError("EngineCore encountered an issue"))
+        raise RayTaskError("run_group", "traceback", error)
 
-    with pytest.raises(RayActorError, match="vLLM's engine process died: EngineCore encountered"):
+    with pytest.raises(RayActorError, match=f"vLLM's engine died: {error}"):
         asyncio.run(_answer(generate()))
+
+
+class FakeActor:
+    """An actor whose every method answers at once, but for ``update``, which does something first."""
+
+    def __init__(self, on_update: Callable[[], None] = lambda: None) -> None:
+        self.on_update = on_update
+
+    def __getattr__(self, method: str) -> Any:
+        async def answer(*_: Any) -> None:
+            if method == "update":
+                self.on_update()
+
+        return SimpleNamespace(remote=answer)
+
+
+def fake_pool(*actors: FakeActor) -> tuple[Any, list[Any]]:
+    from reasoner_ray.rollout.pool import RolloutPool, _Engine
+
+    pool = RolloutPool(parse_config({}))
+    for i, actor in enumerate(actors):
+        pool._engines[f"e{i}"] = _Engine(name=f"e{i}", index=i, actor=actor, process=1)
+        pool.fleet.join(f"e{i}")
+    return pool, list(pool._engines.values())
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_an_engine_that_died_while_others_loaded_is_not_taken_for_synced(back: bool) -> None:
+    def lose_the_first() -> None:
+        pool.fleet.observe("e0", Event.DIED)
+        pool.fleet.observe("e0", Event.RESTART_BEGAN)
+        if back:
+            engines[0].actor = FakeActor()
+            pool.fleet.observe("e0", Event.RESTARTED)
+
+    pool, engines = fake_pool(FakeActor(), FakeActor(lose_the_first))
+    asyncio.run(pool.update_weights([], 1))
+    assert pool.fleet.routable == ["e1"]
+    assert pool.fleet.members["e0"].state is (State.STALE if back else State.RESTARTING)
+
+
+def test_an_evaluation_goes_on_with_an_engine_that_was_replaced() -> None:
+    """Nothing is published there: without the weights of its folder the new one would never be given work."""
+
+    async def run() -> None:
+        pool, (engine,) = fake_pool(FakeActor())
+        await pool.assume_synced(0)
+        assert pool.fleet.routable == ["e0"]
+        for event in (Event.DIED, Event.RESTART_BEGAN, Event.RESTARTED):
+            pool.fleet.observe("e0", event)
+        await pool._catch_up(engine)
+        assert pool.fleet.routable == ["e0"]
+
+    asyncio.run(run())
 
 
 def test_errors_reach_the_driver_as_themselves(ray_cluster: Any, tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reasoner_ray.rollout.engine import Generation, RequestAborted, Sampling
+from reasoner_ray.rollout.engine import EngineBroken, Generation, RequestAborted, Sampling
 from tests.engines import buckets_of, change_every_parameter, reference_logprobs, state_of
 
 pytestmark = pytest.mark.slow
@@ -122,6 +122,27 @@ def test_pause_keeps_requests_and_an_update_shows_in_their_versions(engine: Any,
     asyncio.run(restore(engine, old))
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_version_that_comes_again_shares_no_kv_with_its_first_weights(engine: Any, tiny_model: Any, seed: int | None) -> None:
+    """As after a lost learner, which goes back to an earlier version and reaches this one by another way."""
+    old, new = tiny_model, type(tiny_model)(tiny_model.config).eval()
+    new.load_state_dict(old.state_dict())
+    change_every_parameter(new, seed=2)
+    version = engine.version + 1
+
+    async def run(model: Any) -> Generation:
+        await engine.pause()
+        await engine.update_weights(buckets_of(state_of(model)), version)
+        await engine.resume(seed)
+        (generation,) = await engine.generate(PROMPT, sample(20))
+        return generation
+
+    asyncio.run(run(new))
+    generation = asyncio.run(run(old))
+    assert set(generation.versions) == {version}
+    np.testing.assert_allclose(generation.logprobs, reference_logprobs(old, PROMPT, generation.tokens), atol=2e-5)
+
+
 async def restore(engine: Any, model: Any) -> None:
     await engine.pause()
     await engine.update_weights(buckets_of(state_of(model)), engine.version + 1)
@@ -145,6 +166,26 @@ def test_abort_and_cancel_leave_a_working_engine(engine: Any) -> None:
         assert len((await engine.generate(PROMPT, sample(2)))[0].tokens) <= 2
 
     asyncio.run(run())
+    assert (engine.stats.running, engine.stats.waiting) == (0, 0)
+
+
+def test_a_failure_of_vllm_itself_reaches_everyone_as_the_engines_end(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise AssertionError("a bug in vLLM")
+
+    async def run() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_step", fail)
+            for error in await asyncio.gather(*(engine.generate(PROMPT, sample()) for _ in range(2)), return_exceptions=True):
+                assert isinstance(error, EngineBroken) and "AssertionError: a bug in vLLM" in str(error)
+            for call in (engine.generate(PROMPT, sample()), engine.ping()):
+                with pytest.raises(EngineBroken):
+                    await call
+
+    try:
+        asyncio.run(run())
+    finally:
+        engine._broken = None  # for the other tests: vLLM has seen nothing of it
     assert (engine.stats.running, engine.stats.waiting) == (0, 0)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import get_task
+from reasoner_ray.rollout.engine import RequestAborted
 from reasoner_ray.rollout.worker import RolloutWorker
 from tests.rollout.fakes import ScriptedEngine
 
@@ -73,5 +74,22 @@ def test_resume_waits_for_the_groups_that_were_sent(tiny_model_dir: Path, tokeni
         groups.append(asyncio.ensure_future(worker.run_group(items[3], "g3", 2)))
         await asyncio.wait_for(resumed, 1)
         assert len(await asyncio.gather(*groups)) == 4
+
+    asyncio.run(run())
+
+
+def test_abort_drops_the_groups_that_wait_for_a_slot(tiny_model_dir: Path, tokenizer: Any) -> None:
+    async def run() -> None:
+        worker, engine, items = make(tiny_model_dir, tokenizer, max_groups_per_worker=1)
+        await worker.pause()
+        first, waiting = (asyncio.ensure_future(worker.run_group(items[i], f"g{i}", 2)) for i in range(2))
+        await asyncio.sleep(0.01)
+        await worker.abort()
+        await worker.resume()
+        await first  # the engine without a model drops nothing
+        with pytest.raises(RequestAborted, match="g1"):
+            await waiting
+        assert len(engine.calls) == 1, "nothing is generated for a group that was dropped"
+        assert len((await worker.run_group(items[2], "g2", 2))[0]) == 2
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from reasoner_ray.data.tasks import Item
-from reasoner_ray.scoring.base import Score
+from reasoner_ray.scoring.base import Answer, AnswerScorer, Score
 
 
 def tell(item: Item, *pids: int) -> None:
@@ -19,6 +19,17 @@ def tell(item: Item, *pids: int) -> None:
     aside = file.with_suffix(".new")
     aside.write_text(" ".join(map(str, pids)))
     aside.rename(file)
+
+
+class NeverBuilt(AnswerScorer):
+    """A user's class that refuses its arguments when it is built."""
+
+    def __init__(self, *, depth: int) -> None:
+        if depth < 1:
+            raise ValueError("depth must be positive")
+
+    def score(self, answer: Answer, item: Item) -> float:
+        return 1.0
 
 
 def obey(answer: str, item: Item, *, good: float = 1.0) -> float | Score:

@@ -15,6 +15,7 @@ import pytest
 
 from reasoner_ray.config import parse_config
 from reasoner_ray.data.tasks import Item
+from reasoner_ray.errors import ConfigError
 from reasoner_ray.scoring.base import RewardTerms, Term
 from reasoner_ray.scoring.pool import ScorerPool
 from reasoner_ray.scoring.scorer import Scorer, decode_answer
@@ -118,6 +119,23 @@ def test_rewards_of_an_environment_stay_where_they_were_earned() -> None:
     (rewarded,), summary = alone.score_group([trajectory("look", "7", reward=4.0)], ITEM)
     assert summary["rewards"] == [4.0]
     assert rewarded.rewards[first] == 4.0
+
+
+@pytest.mark.slow
+def test_what_keeps_a_scorer_actor_from_starting_reaches_the_driver_as_itself(ray_cluster: Any, tiny_model_dir: Path) -> None:
+    scorers = [{"name": "tests.scoring.graders_that_fail:NeverBuilt", "args": {"depth": -1}}]
+    pool = ScorerPool(parse_config({"model": {"path": str(tiny_model_dir)}, "scoring": {"scorers": scorers}}))
+
+    async def start() -> None:
+        try:
+            await pool.start()
+        finally:
+            await pool.stop()
+
+    with pytest.raises(ConfigError) as raised:
+        asyncio.run(start())
+    assert str(raised.value).endswith("{'depth': -1} is not taken (ValueError: depth must be positive)")
+    assert "\n" not in str(raised.value), "no stack"
 
 
 @pytest.mark.slow

@@ -127,6 +127,8 @@ def test_weighted_sum_by_hand() -> None:
     score = composite.score(Answer(text="7"), Item(id="i", prompt="", answer="7"))
     assert score.value == 2.0 - 0.5 + 0.75
     assert score.parts == {"exact_match": 1.0, "format": 1.0, OBEY: 3.0}
+    twice = CompositeScorer([Term("format", 1.0, {"pattern": p}) for p in (r"\d+", r"\w+", "")])
+    assert twice.score(Answer(text="x1"), Item(id="i", prompt="", answer="")).parts == {"format": 0.0, "format.2": 1.0, "format.3": 0.0}
 
 
 @pytest.mark.parametrize(

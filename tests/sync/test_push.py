@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from reasoner_ray.config import parse_config
 from reasoner_ray.data.tasks import Item
-from reasoner_ray.errors import LearnerLost
+from reasoner_ray.errors import EnvironmentProblem, LearnerLost
 from reasoner_ray.sync.backends import NativePush, PushSettings, _meeting_point, _send, updates_done
 from reasoner_ray.trainer.fleet import State
 
@@ -145,6 +146,33 @@ def test_engines_are_told_and_sent_exactly_the_learners_weights(ray_cluster: Any
 
 def _meta(state: list[tuple[str, torch.Tensor]]) -> list[tuple[str, list[int], torch.dtype]]:
     return [(name, list(tensor.shape), tensor.dtype) for name, tensor in state]
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_named_with_what_to_do(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, learner: Any) -> None:
+    """With vLLM's own endpoint, which fails before it comes to NCCL."""
+    from reasoner_ray.sync import weights
+
+    monkeypatch.setattr(weights, "_SENDERS", {})
+    monkeypatch.setattr("torch.accelerator.current_device_index", lambda: 0)  # asked for first, and not used before the port
+    engine = ray_cluster.remote(EngineRecorder).options(num_cpus=0).remote()
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
+        with pytest.raises(EnvironmentProblem, match=rf"at 127\.0\.0\.1:{port} \(Address already in use\).*--resume.*object_store"):
+            _send(learner, SETTINGS, updates_done(learner), [engine], "127.0.0.1", port)
+
+
+def test_the_port_of_a_meeting_point_is_kept_for_it(ray_cluster: Any, learner: Any) -> None:
+    _, port = _meeting_point(learner)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.socket() as vllms:
+        vllms.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as StatelessProcessGroup.create does
+        vllms.bind(("127.0.0.1", port))
+        vllms.listen()
+    assert not _send(learner, SETTINGS, updates_done(learner) + 1, [], "127.0.0.1", port), "a push that does not come about"
+    with socket.create_server(("127.0.0.1", port)):
+        pass
 
 
 def test_an_engine_that_does_not_answer_raises(ray_cluster: Any) -> None:

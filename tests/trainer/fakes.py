@@ -36,8 +36,14 @@ class FakeRollouts:
     submitted: list[str] = field(default_factory=list)
     seeds: list[int | None] = field(default_factory=list)
     stopped: bool = False
+    hangs_at: str = ""  # "start" or "evaluate", until it is cancelled
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        await self._hang("start")
+
+    async def _hang(self, where: str) -> None:
+        if self.hangs_at == where:
+            await asyncio.Event().wait()
 
     def submit(self, item: Any, group_id: str, n: int) -> Any:
         self.submitted.append(group_id)
@@ -50,6 +56,7 @@ class FakeRollouts:
         return GroupResult(trajectories=group_id, summary=summary(version, n))
 
     async def evaluate(self, items: Any) -> list[GroupResult]:
+        await self._hang("evaluate")
         return [GroupResult(trajectories=None, summary=summary(self.version, 1)) for _ in items]
 
     async def pause(self) -> None:
@@ -112,6 +119,8 @@ class FakeLearners:
     steps: int = 0
     restarts: int = 0
     save_error: OSError | None = None
+    export_error: OSError | None = None
+    lost_at: list[str] = field(default_factory=list)  # methods that lose a rank, each entry once
 
     async def start(self) -> None: ...
 
@@ -123,7 +132,13 @@ class FakeLearners:
         self.trained.extend(groups)
         return {"learner/tokens_per_s": 1.0}
 
+    def _lose(self, method: str) -> None:
+        if method in self.lost_at:
+            self.lost_at.remove(method)
+            raise LearnerLost(f"rank 0 was killed during {method}")
+
     async def publish_weights(self) -> Any:
+        self._lose("publish_weights")
         return list(self.trained)
 
     async def mismatch(self, probe: Any) -> dict[str, float]:
@@ -132,6 +147,7 @@ class FakeLearners:
         return {"mean_abs": self.mismatch_value, "max_abs": self.mismatch_value, "k3": 0.0, "tokens": tokens}
 
     async def save(self, folder: Path) -> None:
+        self._lose("save")
         if self.save_error is not None:
             raise self.save_error
         (folder / "trained.txt").write_text("\n".join(self.trained))
@@ -140,6 +156,9 @@ class FakeLearners:
         self.trained = (folder / "trained.txt").read_text().split()
 
     async def export(self, folder: Path) -> None:
+        self._lose("export")
+        if self.export_error is not None:
+            raise self.export_error
         folder.mkdir(parents=True, exist_ok=True)
 
     async def restart(self) -> None:
@@ -158,6 +177,8 @@ class FakeTracker:
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
     evals: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    trained: list[tuple[int, int]] = field(default_factory=list)  # (step, group)
+    status: str = ""
 
     def start(self, total_steps: int, first_step: int) -> None: ...
 
@@ -165,6 +186,9 @@ class FakeTracker:
         self.steps[step] = metrics
 
     def samples(self, step: int, rows: Any) -> None: ...
+
+    def groups(self, step: int, rows: Any) -> None:
+        self.trained.extend((step, row["group"]) for row in rows)
 
     def event(self, text: str, level: str = "info") -> None:
         self.events.append(text)
@@ -174,6 +198,10 @@ class FakeTracker:
 
     def rewind(self, step: int) -> None:
         self.steps = {s: m for s, m in self.steps.items() if s <= step}
+        self.trained = [(s, group) for s, group in self.trained if s <= step]
+
+    def finish(self, status: str) -> None:
+        self.status = status
 
 
 def long_tailed(mean: float, seed: int = 0) -> Callable[[int], float]:

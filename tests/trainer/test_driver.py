@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import DataOrder, Item
-from reasoner_ray.errors import DataError, EnvironmentProblem, SyncError
+from reasoner_ray.errors import CheckpointError, DataError, EnvironmentProblem, SyncError
+from reasoner_ray.trainer.buffer import Stage
 from reasoner_ray.trainer.checkpoint import list_checkpoints
 from reasoner_ray.trainer.driver import Parts, TrainerDriver
+from reasoner_ray.trainer.launch import run_with_signals
 from tests.trainer.fakes import FakeLearners, FakeRollouts, FakeScorers, FakeTracker, long_tailed
 
 ITEMS = [Item(id=f"i{n}", prompt=f"{n}", answer=n) for n in range(10)]
@@ -35,6 +42,15 @@ def make_driver(config: JobConfig, **parts: Any) -> TrainerDriver:
         "probe_tolerance": 1e-3,
     }
     return TrainerDriver(config, Parts(**{**defaults, **parts}))
+
+
+async def stop_when(driver: TrainerDriver, moment: Callable[[], bool]) -> dict[str, float]:
+    """Run ``driver`` and ask it to stop at ``moment``."""
+    running = asyncio.create_task(driver.run())
+    while not moment():
+        await asyncio.sleep(0.001)
+    driver.request_stop()
+    return await asyncio.wait_for(running, 10)
 
 
 def run(driver: TrainerDriver, resume_from: Path | None = None) -> dict[str, float]:
@@ -154,17 +170,8 @@ def test_a_stop_in_the_last_step_still_exports_the_model(tmp_path: Path) -> None
 @pytest.mark.parametrize("max_staleness", [0, 2])
 def test_stopping_and_resuming_trains_every_group_once(tmp_path: Path, max_staleness: int) -> None:
     config = make_config(tmp_path, steps=8, max_staleness=max_staleness)
-
-    async def interrupted() -> TrainerDriver:
-        driver = make_driver(config, rollouts=FakeRollouts(seconds=long_tailed(0.01)), learners=FakeLearners(seconds=0.005))
-        running = asyncio.create_task(driver.run())
-        while driver.step < 3:
-            await asyncio.sleep(0.001)
-        driver.request_stop()
-        await asyncio.wait_for(running, 10)
-        return driver
-
-    first = asyncio.run(interrupted())
+    first = make_driver(config, rollouts=FakeRollouts(seconds=long_tailed(0.01)), learners=FakeLearners(seconds=0.005))
+    asyncio.run(stop_when(first, lambda: first.step >= 3))
     assert 3 <= first.step < 8
     newest = list_checkpoints(config.run_dir)[-1]
     second = make_driver(config)
@@ -193,3 +200,126 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
     other = make_driver(config, train_items=DataOrder(ITEMS[:5], seed=0))
     with pytest.raises(Exception, match="other training data"):
         run(other, list_checkpoints(config.run_dir)[-1])
+
+
+def test_a_batch_that_was_half_sampled_is_sampled_again_as_a_whole(tmp_path: Path) -> None:
+    """Its sampler is seeded for the batch: without the groups that are ready the others would get other tokens."""
+    config = make_config(tmp_path, steps=3, tasks_per_step=4)
+    first = make_driver(config, rollouts=FakeRollouts(seconds=lambda index: 3600.0 if index == 5 else 0.0))
+    asyncio.run(stop_when(first, lambda: first.buffer.count(Stage.READY) == 3))
+    second = make_driver(config)
+    run(second, list_checkpoints(config.run_dir)[-1])
+    assert second.parts.rollouts.submitted[:4] == ["g4", "g5", "g6", "g7"] == first.parts.rollouts.submitted[4:]
+    assert second.parts.rollouts.seeds[1] == first.parts.rollouts.seeds[-1]
+    assert second.parts.tracker.trained == [(2, 4), (2, 5), (2, 6), (2, 7), (3, 8), (3, 9), (3, 10), (3, 11)]
+
+
+@pytest.mark.parametrize("where", ["start", "evaluate"])
+def test_a_stop_before_the_first_step_ends_at_once_and_leaves_no_checkpoint(tmp_path: Path, where: str) -> None:
+    config = make_config(tmp_path)
+    driver = make_driver(config, rollouts=FakeRollouts(hangs_at=where))
+    started = iter([False] * 20)
+    assert asyncio.run(stop_when(driver, lambda: next(started, True))) == {}
+    assert not driver.finished
+    assert not list_checkpoints(config.run_dir)
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_stop_during_an_evaluation_keeps_the_step_and_evaluates_on_resume(tmp_path: Path, step: int) -> None:
+    class LateHang(FakeRollouts):
+        async def evaluate(self, items: Any) -> Any:
+            self.hangs_at = "evaluate" if self.version == step else ""
+            return await super().evaluate(items)
+
+    config = make_config(tmp_path, checkpoint_every=0)
+    first = make_driver(config, rollouts=LateHang())
+    asyncio.run(stop_when(first, lambda: first.parts.rollouts.hangs_at == "evaluate"))
+    assert (first.step, first.finished, max(first.parts.tracker.steps)) == (step, False, step)
+    second = make_driver(config)
+    run(second, list_checkpoints(config.run_dir)[-1])
+    assert [s for s, _ in second.parts.tracker.evals] == ([2, 4, 5] if step == 2 else [5])
+    assert second.finished
+    assert second.parts.learners.trained == [f"g{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize("lost_at", [["publish_weights"], ["export"], ["save", "save", "save"]])
+def test_a_learner_lost_before_the_first_or_after_the_last_step(tmp_path: Path, lost_at: list[str]) -> None:
+    learners = FakeLearners(lost_at=list(lost_at))
+    driver = make_driver(make_config(tmp_path, checkpoint_every=4), learners=learners)
+    run(driver)
+    assert learners.restarts == len(lost_at)
+    assert learners.trained == [f"g{i}" for i in range(10)]
+    assert [group for _, group in driver.parts.tracker.trained] == list(range(10))
+    assert (tmp_path / "t/model").is_dir()
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_error_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    with pytest.raises(CheckpointError, match="model was not written: No space left.*--resume"):
+        run(make_driver(config, learners=FakeLearners(export_error=OSError(errno.ENOSPC, "No space left on device"))))
+    second = make_driver(config)
+    run(second, list_checkpoints(config.run_dir)[-1])
+    assert second.parts.rollouts.submitted == []
+    assert (tmp_path / "t/model").is_dir()
+
+
+@pytest.mark.parametrize("smaller", [{"max_staleness": 0}, {"max_staleness": 2, "tasks_per_step": 1}])
+def test_resuming_with_less_room_for_groups_is_refused(tmp_path: Path, smaller: dict[str, int]) -> None:
+    config = make_config(tmp_path, max_staleness=2)
+    first = make_driver(config, rollouts=FakeRollouts(seconds=lambda index: 3600.0 if index == 4 else 0.0))
+    asyncio.run(stop_when(first, lambda: first.step == 2 and first.buffer.count(Stage.READY) == 5))
+    with pytest.raises(CheckpointError, match="6 groups under way.*trainer.max_staleness=.*trainer.tasks_per_step="):
+        run(make_driver(make_config(tmp_path, **smaller)), list_checkpoints(config.run_dir)[-1])
+
+
+def test_a_steps_figures_are_of_all_the_time_since_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation and checkpoint count; what was done before the first step does not. These engines work in evaluations alone."""
+    clock = SimpleNamespace(now=0.0, busy=0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+
+    class Evaluating(FakeRollouts):
+        async def evaluate(self, items: Any) -> Any:
+            clock.now += 5
+            clock.busy += 5
+            return await super().evaluate(items)
+
+        async def stats(self) -> dict[str, float]:
+            busy, clock.busy = clock.busy, 0.0
+            return {"tokens": 1.0, "busy_s": busy, "restarts": 0.0}
+
+    class Slow(FakeLearners):
+        async def train_step(self, groups: Any) -> dict[str, float]:
+            clock.now += 2
+            return await super().train_step(groups)
+
+        async def save(self, folder: Path) -> None:
+            clock.now += 4
+            await super().save(folder)
+
+    driver = make_driver(make_config(tmp_path, steps=4), rollouts=Evaluating(), learners=Slow())
+    run(driver)
+    steps = driver.parts.tracker.steps
+    assert [m["time/step_s"] for m in steps.values()] == [2, 2 + 5, 4 + 2, 2 + 5]
+    assert [m["idle/rollout"] for m in steps.values()] == pytest.approx([1, 2 / 7, 1, 2 / 7])
+    assert [m["idle/learner"] for m in steps.values()] == pytest.approx([0, 5 / 7, 4 / 6, 5 / 7])
+    assert (steps[2]["time/eval_s"], steps[3]["time/checkpoint_s"]) == (5, 4)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_what_a_run_ends_as(tmp_path: Path, times: int) -> None:
+    """Finished; stopped by Ctrl-C with a checkpoint; by a second one without."""
+
+    class Interrupted(FakeLearners):
+        async def train_step(self, groups: Any) -> dict[str, float]:
+            if self.steps == 1:
+                for _ in range(times):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    await asyncio.sleep(0.05)
+            return await super().train_step(groups)
+
+    config = make_config(tmp_path, checkpoint_every=0)
+    driver = make_driver(config, learners=Interrupted())
+    result = asyncio.run(asyncio.wait_for(run_with_signals(driver, None), 20))
+    assert (result is not None, driver.parts.tracker.status) == (times == 0, "interrupted" if times else "finished")
+    assert [p.name for p in list_checkpoints(config.run_dir)] == [["step-000005"], ["step-000002"], []][times]
+    assert driver.parts.rollouts.stopped

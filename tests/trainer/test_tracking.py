@@ -163,6 +163,21 @@ def test_samples_are_spread_over_the_groups(tmp_path: Path) -> None:
     assert [s["answer"] for s in lines(config, "samples.jsonl")] == ["0", "4"]
 
 
+def test_a_trained_group_is_listed_once_whatever_the_run_goes_back_over(tmp_path: Path) -> None:
+    config = job(tmp_path)
+    t = tracker(config)
+    t.start(3, 0)
+    for step in (1, 2):
+        t.groups(step, [{"group": 2 * step + i, "item": "a", "reward": math.nan, "tokens": 3} for i in range(2)])
+    t.rewind(1)
+    t.groups(2, [{"group": 4, "item": "b", "reward": 0.5, "tokens": 3}])
+    assert [(r["step"], r["group"], r["item"], r["reward"]) for r in lines(config, "groups.jsonl")] == [
+        (1, 2, "a", None),
+        (1, 3, "a", None),
+        (2, 4, "b", 0.5),
+    ]
+
+
 # -- W&B -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,21 @@
+"""Gymnasium environments; importing this package registers them as ``reasoner_ray/NAME-v0``."""
+
+from __future__ import annotations
+
+import gymnasium
+
+ENTRY_POINTS = {
+    "DataScience": "reasoner_ray.envs.data_science:DataScience",
+    "FoodPreparation": "reasoner_ray.envs.text.food_preparation:FoodPreparation",
+    "TextWorld": "reasoner_ray.envs.textworld:TextWorldGame",
+}
+
+
+def register_all() -> None:
+    """Make the environments known to Gymnasium; a second call does nothing. Gymnasium's plugin hook calls it too."""
+    for name, entry_point in ENTRY_POINTS.items():
+        if f"reasoner_ray/{name}-v0" not in gymnasium.registry:
+            gymnasium.register(id=f"reasoner_ray/{name}-v0", entry_point=entry_point, disable_env_checker=True, order_enforce=False)
+
+
+register_all()

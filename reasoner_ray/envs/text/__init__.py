@@ -1,0 +1,1 @@
+"""Finite text environments, rebuilt from their rules."""

@@ -1,0 +1,158 @@
+"""Episodes of language agents in Gymnasium environments: actions chosen from a list, or written freely.
+
+Both play an item of the ``environment`` task and emit the same trajectory: observations are env spans, each action is a
+model span with the reward it earned. Earlier turns stay in the context as long as ``rollout.agent.history_tokens``
+allows; their token ids are carried over, never written anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from reasoner_ray.choices import Choice, divisor
+from reasoner_ray.data.tasks import Item, stable_hash
+from reasoner_ray.envs.host import Host
+from reasoner_ray.envs.player import EnvironmentFailure, StepResult
+from reasoner_ray.errors import ConfigError
+from reasoner_ray.rollout.episodes import EpisodeContext, register_episode
+from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder
+
+Act = Callable[["_Episode", StepResult], Awaitable[str]]
+"""Append the action that answers an observation to the episode's trajectory; returns its text."""
+
+
+@register_episode("admissible")
+async def admissible(context: EpisodeContext, item: Item) -> list[Trajectory]:
+    """Choose each action from the environment's list, scored by the language model (see ``choices``)."""
+    return await _play_group(context, item, _choose)
+
+
+@register_episode("free_text")
+async def free_text(context: EpisodeContext, item: Item) -> list[Trajectory]:
+    """Write each action as text, sampled without truncation; one that the environment does not understand costs
+    ``rollout.agent.invalid_penalty`` and is counted."""
+    return await _play_group(context, item, _write)
+
+
+async def _play_group(context: EpisodeContext, item: Item, act: Act) -> list[Trajectory]:
+    if "environment" not in item.info:
+        raise ConfigError(f"rollout.episode: this episode plays environments; task.name={context.task.name} has none, take environment")
+    return list(await asyncio.gather(*(_play(context, item, sample, act) for sample in range(context.samples))))
+
+
+async def _play(context: EpisodeContext, item: Item, sample: int, act: Act) -> Trajectory:
+    """One episode; where the environment fails it is played again, at most ``rollout.agent.max_failures`` times."""
+    failures: Counter[str] = Counter()
+    while True:
+        host = await context.hosts.acquire(item.info["environment"])
+        episode = _Episode(context, item, sample, host, attempt=failures.total())
+        try:
+            trajectory = await episode.play(act)
+            return trajectory.with_status(trajectory.status, environment_failures=dict(failures))
+        except EnvironmentFailure as error:
+            failures[error.error_type] += 1
+            if failures.total() > context.agent.max_failures:
+                broken = {"error": str(error), "error_type": error.error_type, "environment_failures": dict(failures)}
+                return episode.builder.build(Status.FAILED, **broken)
+        finally:
+            await host.release()
+
+
+@dataclass
+class _Episode:
+    """One attempt at an episode."""
+
+    context: EpisodeContext
+    item: Item
+    sample: int
+    host: Host
+    attempt: int
+    builder: TrajectoryBuilder = field(init=False)
+    source: np.random.Generator = field(init=False)
+    turn: int = 0
+    turns: list[list[int]] = field(default_factory=list)  # token ids of each turn so far, observation and action
+
+    def __post_init__(self) -> None:
+        self.builder = self.context.builder(self.sample, self.item)
+        name = f"{self.context.seed}/{self.context.group_id}/{self.sample}/{self.attempt}"
+        self.source = np.random.default_rng(stable_hash(name))
+
+    async def play(self, act: Act) -> Trajectory:
+        """To the environment's end or a limit. Raises ``EnvironmentFailure``."""
+        context, texts = self.context, list[str]()
+        total, invalid = 0.0, 0
+        result = await self.host.reset(int(self.item.info["seed"]))
+        while self.turn < context.max_turns and not (result.terminated or result.truncated):
+            if not self._observe(result.observation):
+                break
+            before = len(self.builder.tokens)
+            texts.append(await act(self, result))
+            self.turns[-1] += self.builder.tokens[before:]
+            result = await self.host.step(texts[-1])
+            reward = result.reward - (context.agent.invalid_penalty if result.invalid else 0.0)
+            if reward:
+                self.builder.add_reward(reward)
+            total, invalid = total + result.reward, invalid + int(result.invalid)
+            self.turn += 1
+        if not result.terminated:
+            self._observe(result.observation)  # the state after the last action, for a critic that looks beyond the cut
+        metrics = {
+            "return": total,
+            "success": float(result.success),
+            "turns": float(self.turn),
+            "invalid": invalid / max(self.turn, 1),
+            **result.metrics,
+        }
+        status = Status.FINISHED if result.terminated else Status.TRUNCATED
+        return self.builder.build(status, metrics=metrics, transcript=" | ".join(text.strip() for text in texts))
+
+    def _observe(self, observation: str) -> bool:
+        """Append an observation, after as much of the earlier turns as the budget allows. False where it has no room."""
+        context, kept = self.context, list[list[int]]()
+        for turn in reversed(self.turns):
+            if sum(map(len, kept)) + len(turn) > context.agent.history_tokens:
+                break
+            kept.insert(0, turn)
+        goes_on = bool(self.turns) and len(kept) == len(self.turns)
+        new = context.encode(f"\n{observation}" if kept else observation)
+        old = self.builder.tokens if goes_on else [*context.first_tokens, *chain.from_iterable(kept)]
+        if len(old) + len(new) >= context.max_context:
+            return False
+        self.builder.add_env(new if goes_on else [*old, *new], turn=self.turn, new_context=not goes_on and self.turn > 0)
+        self.turns = [*kept, list(new)]
+        return True
+
+
+async def _choose(episode: _Episode, result: StepResult) -> str:
+    context = episode.context
+    if not result.admissible:
+        raise EnvironmentFailure("bad_result", f"{episode.host.name} gave no admissible actions; rollout.episode=admissible needs them")
+    texts = [f" {text}" for text in result.admissible]
+    candidates = tuple(context.encode(text) for text in texts)
+    divisors = tuple(divisor(text, c, context.agent.normalisation) for text, c in zip(texts, candidates, strict=True))
+    context.on_request()
+    scored = await context.candidates.score(episode.builder.tokens, candidates, divisors)
+    chosen = scored.best() if context.sampling.temperature == 0 else scored.draw(episode.source)
+    choice = Choice(candidates=candidates, divisors=divisors, chosen=chosen)
+    versions = [scored.version] * len(choice.tokens)
+    episode.builder.add_model(choice.tokens, scored.token_logprobs[chosen], versions, turn=episode.turn, choice=choice)
+    return result.admissible[chosen]
+
+
+async def _write(episode: _Episode, result: StepResult) -> str:
+    (generation,) = await episode.context.generate(episode.builder.tokens)
+    episode.builder.add_model(generation.tokens, generation.logprobs, generation.versions, turn=episode.turn)
+    return episode.context.decode(generation.tokens)
+
+
+def failures_of(trajectory: Trajectory) -> dict[str, int]:
+    """Environment failures that a trajectory cost, by kind."""
+    found: dict[str, Any] = trajectory.info.get("environment_failures", {})
+    return {kind: int(n) for kind, n in found.items()}
