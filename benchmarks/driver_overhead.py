@@ -1,7 +1,10 @@
 """What the driver itself costs, and what asynchrony brings, with engines and learner replaced by sleeping Ray actors.
 
 Overhead: groups that take no time at all, 10,000 trajectories; milliseconds a trajectory, first against last tenth.
-Asynchrony: log-normal group durations (sigma 1), max_staleness 0 against 4, alternating.
+Asynchrony: log-normal group durations (sigma 1), max_staleness 0 against 4, alternating. An engine works on ``--slots`` groups at
+once and the others wait, as they do for a real engine's memory, so that more groups under way are no more engines. Group durations
+are such that all slots together generate a step's groups in ``--share`` of the learner's step (1: as fast as it learns). Without
+the tail of the durations asynchrony could then bring no more than ``1 + share`` (share <= 1); what it brings beyond that is the tail.
 """
 
 from __future__ import annotations
@@ -24,12 +27,20 @@ from reasoner_ray.trainer.driver import Parts, TrainerDriver
 from reasoner_ray.trainer.parts import GroupResult
 
 
+ENGINES, GROUPS = 8, 25
+"""Engine actors; groups a step."""
+
+
 @ray.remote
 class SleepingActor:
     """Stands for an engine, a scorer or a learner: sleeps, then answers."""
 
+    def __init__(self, slots: int = 1) -> None:
+        self.slots = asyncio.Semaphore(slots)
+
     async def group(self, group_id: str, n: int, version: int, seconds: float) -> dict[str, Any]:
-        await asyncio.sleep(seconds)
+        async with self.slots:
+            await asyncio.sleep(seconds)
         rows = {"rewards": [float(i % 2) for i in range(n)], "lengths": [8] * n, "oldest_versions": [version] * n}
         return {**rows, "statuses": ["finished"] * n, "unscored": {}, "failed": False}
 
@@ -39,23 +50,27 @@ class SleepingActor:
 
 
 class SleepingRollouts:
-    """Submits every group to one of ``n_engines`` actors at once."""
+    """Submits every group at once, to the actor with the fewest, as the real pool does."""
 
-    def __init__(self, n_engines: int, mean_seconds: float) -> None:
-        self.n_engines, self.mean, self.version = n_engines, mean_seconds, 0
+    def __init__(self, n_engines: int, slots: int, mean_seconds: float) -> None:
+        self.n_engines, self.slots, self.mean, self.version = n_engines, slots, mean_seconds, 0
         self.actors: list[Any] = []
-        self.submitted = 0
+        self.in_flight = [0] * n_engines
 
     async def start(self) -> None:
-        self.actors = [SleepingActor.options(num_cpus=0, max_concurrency=1000).remote() for _ in range(self.n_engines)]
+        self.actors = [SleepingActor.options(num_cpus=0, max_concurrency=1000).remote(self.slots) for _ in range(self.n_engines)]
 
     def submit(self, item: Item, group_id: str, n: int) -> Any:
-        self.submitted += 1
+        engine = min(range(self.n_engines), key=self.in_flight.__getitem__)
+        self.in_flight[engine] += 1
         seconds = self.mean * random.Random(group_id).lognormvariate(-0.5, 1.0) if self.mean else 0.0
-        return self.actors[self.submitted % self.n_engines].group.remote(group_id, n, self.version, seconds)
+        return engine, self.actors[engine].group.remote(group_id, n, self.version, seconds)
 
     async def finish(self, call: Any) -> GroupResult:
-        return GroupResult(trajectories=call, summary=await call)
+        engine, answer = call
+        summary = await answer
+        self.in_flight[engine] -= 1
+        return GroupResult(trajectories=answer, summary=summary)
 
     async def update_weights(self, published: Any, version: int) -> None:
         self.version = version
@@ -140,12 +155,12 @@ class StepTimes:
         print(level, text)
 
 
-def run(config: JobConfig, group_s: float, learn_s: float) -> StepTimes:
+def run(config: JobConfig, slots: int, group_s: float, learn_s: float) -> StepTimes:
     """One run of the real driver; returns its step times."""
     items = [Item(id=str(i), prompt="p", answer=i) for i in range(1000)]
     tracker = StepTimes()
     parts: dict[str, Any] = {
-        "rollouts": SleepingRollouts(8, group_s),
+        "rollouts": SleepingRollouts(ENGINES, slots, group_s),
         "scorers": SleepingScorers(),
         "learners": SleepingLearners(learn_s),
         "tracker": tracker,
@@ -162,7 +177,7 @@ def run(config: JobConfig, group_s: float, learn_s: float) -> StepTimes:
 
 def job(out: str, steps: int, **trainer: Any) -> JobConfig:
     """A job for sleeping parts."""
-    settings = {"steps": steps, "tasks_per_step": 25, "samples_per_task": 8, "eval_tasks": 0, "eval_every": 0, "checkpoint_every": 0}
+    settings = {"steps": steps, "tasks_per_step": GROUPS, "samples_per_task": 8, "eval_tasks": 0, "eval_every": 0, "checkpoint_every": 0}
     return parse_config({"name": "driver", "out": out, "algorithm": {"name": "grpo"}, "trainer": {**settings, **trainer}})
 
 
@@ -172,13 +187,15 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=60, help="steps of each asynchronous run")
     parser.add_argument("--step-s", type=float, default=1.0, help="seconds of a learner's step")
-    parser.add_argument("--group-s", type=float, default=0.5, help="mean seconds of a group")
+    parser.add_argument("--slots", type=int, default=3, help="groups an engine works on at once; 3: all 25 of a step but one")
+    parser.add_argument("--share", type=float, default=1.0, help="a step's generation with all slots busy, in steps of the learner")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    group_s = args.share * args.step_s * ENGINES * args.slots / GROUPS
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as out:
         steps = args.trajectories // 200
-        times = run(job(out, steps), 0.0, 0.0)
+        times = run(job(out, steps), GROUPS, 0.0, 0.0)
         tenth = max(1, steps // 10)
         durations = [b - a for a, b in zip([0.0, *times.ended], times.ended, strict=False)]
         per_trajectory = [1000 * d / 200 for d in durations]
@@ -187,7 +204,7 @@ def main() -> None:
             sides = {}
             for staleness in (0, 4):
                 config = job(out, args.steps, max_staleness=staleness).model_copy(update={"name": f"async-{repeat}-{staleness}"})
-                sides[staleness] = run(config, args.group_s, args.step_s)
+                sides[staleness] = run(config, args.slots, group_s, args.step_s)
             pairs.append(sides)
     ray.shutdown()
     ratios = [p[0].ended[-1] / p[4].ended[-1] for p in pairs]
@@ -197,9 +214,12 @@ def main() -> None:
         settings={
             "trajectories": args.trajectories,
             "steps": args.steps,
-            "group_mean_s": args.group_s,
+            "group_mean_s": group_s,
             "learn_s": args.step_s,
-            "engines": 8,
+            "generation_over_learning": args.share,
+            "engines": ENGINES,
+            "slots_per_engine": args.slots,
+            "groups_per_step": GROUPS,
         },
         figures={
             "ms_per_trajectory": statistics.fmean(per_trajectory),

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 CONCURRENCY = 4096
 """Calls an actor may have open at once: a group each, most of them waiting for tokens."""
 
+ROOM_SECONDS = 10.0
+"""How long Ray may take to find room for more engines."""
+
 
 @dataclass
 class _Engine:
@@ -104,18 +107,37 @@ class RolloutPool:
         await asyncio.gather(*(self._end(engine) for engine in self._engines.values() if engine.actor is not None))
         self._engines.clear()
 
-    async def add_worker(self) -> str:
-        """One engine more, with the current weights; returns its name."""
-        self._check_resources(1)
-        engine = self._new_engine()
-        await self._start_engine(engine)
-        await self._catch_up(engine)
-        return engine.name
+    async def scale(self, n: int) -> None:
+        """Have ``n`` engines: end the newest ones once their groups are finished, or start others with the current weights.
 
-    async def remove_worker(self, name: str) -> None:
-        """Give an engine no more work, let its groups finish, end it. Raises ``ValueError`` for the last one."""
-        if self.fleet.routable == [name]:
-            raise ValueError(f"{name} is the last engine")
+        Raises ``EnvironmentProblem`` where the cluster has no room for more at the moment, where one died while it started, or
+        where too many of those to end are being restarted; the others go on.
+        """
+        present = [name for name in self._engines if self.fleet.members[name].state is not State.RETIRED]
+        leave = self.fleet.routable[1:][::-1][: max(0, len(present) - n)]
+        await asyncio.gather(*(self._remove(name) for name in leave))
+        if n > len(present):
+            self._check_resources(n - len(present))
+            await self._check_room(n - len(present))
+            await asyncio.gather(*(self._add() for _ in range(n - len(present))))
+        elif len(present) - len(leave) > n:
+            raise EnvironmentProblem(f"{len(present) - len(leave)} engines are left, some of which are being restarted; ask again when they are up")
+
+    async def _add(self) -> None:
+        engine = self._new_engine()
+        try:
+            await self._start_engine(engine)
+            await self._catch_up(engine)
+        except RayActorError as error:
+            raise EnvironmentProblem(f"{engine.name} died while it started: {error}") from error
+        finally:
+            if not engine.process:  # it never came up
+                self.fleet.observe(engine.name, Event.RETIRED)
+                ray.kill(engine.actor)
+                del self._engines[engine.name]
+
+    async def _remove(self, name: str) -> None:
+        """Give an engine no more work, let its groups finish, end it."""
         engine = self._engines[name]
         self.fleet.observe(name, Event.RETIRED)
         while engine.in_flight:
@@ -182,18 +204,34 @@ class RolloutPool:
 
     def _check_resources(self, engines: int) -> None:
         """An actor that fits nowhere would wait forever."""
-        have, rollout = ray.cluster_resources(), self.config.rollout
+        have = ray.cluster_resources()
         if self._shared_gpus is not None and self._next_index + engines > self.config.learner.ranks:
             raise EnvironmentProblem("sync.backend=ipc: every learner rank's GPU has had its engine; take sync.backend=nccl to add engines")
-        wanted = {"CPU": rollout.cpus, **self.config.cluster.rollout_resources}
-        if self._has_gpus:
-            wanted["GPU"] = rollout.tensor_parallel
-        for resource, amount in wanted.items():
+        for resource, amount in self._needs.items():
             if amount * engines > have.get(resource, 0):
                 raise EnvironmentProblem(
                     f"{engines} rollout engines need {amount * engines:g} {resource}, the Ray cluster has {have.get(resource, 0):g}: lower "
                     "rollout.workers, rollout.cpus or rollout.tensor_parallel, or add nodes"
                 )
+
+    @property
+    def _needs(self) -> dict[str, float]:
+        """Ray resources of one engine."""
+        gpus = {"GPU": float(self.config.rollout.tensor_parallel)} if self._has_gpus else {}
+        return {"CPU": self.config.rollout.cpus, **gpus, **self.config.cluster.rollout_resources}
+
+    async def _check_room(self, engines: int) -> None:
+        """As ``_check_resources``, of what is free at the moment on single nodes."""
+        bundle = {resource: amount for resource, amount in self._needs.items() if amount}
+        if not bundle or self._shared_gpus is not None:  # nothing is reserved, or it has been
+            return
+        trial = ray.util.placement_group([bundle] * engines)
+        try:
+            await asyncio.wait_for(_answer(trial.ready()), ROOM_SECONDS)
+        except TimeoutError as error:
+            raise EnvironmentProblem(f"the Ray cluster has no room for {engines} more rollout engines of {bundle} at the moment") from error
+        finally:
+            ray.util.remove_placement_group(trial)
 
     # -- groups --------------------------------------------------------------------------------------------
 

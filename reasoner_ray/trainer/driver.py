@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasoner_ray.errors import CheckpointError, DataError, EnvironmentProblem, LearnerLost, SyncError
+from reasoner_ray.errors import CheckpointError, DataError, EnvironmentProblem, LearnerLost, ReasonerError, SyncError
 from reasoner_ray.trainer.buffer import GroupBuffer, Slot, Stage
 from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state, write_checkpoint
 from reasoner_ray.trainer.metrics import evaluation_metrics, group_row, step_metrics
+from reasoner_ray.trainer.workers import WantedWorkers
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -95,6 +96,7 @@ class TrainerDriver:
         self.buffer = self._new_buffer()
         self.watch = Stopwatch()
         self.last_eval: dict[str, float] = {}
+        self._workers = WantedWorkers(config.run_dir)
         self._eval_due = True
         self._probe_due = False
         self._readmit: list[int] = []
@@ -211,7 +213,21 @@ class TrainerDriver:
         if self.step < self.config.trainer.steps and not self._stop.is_set():
             if every and self.step % every == 0:
                 await self._checkpoint()
+            await self._unless_stopped(self._scale())
             await self._admit()
+
+    async def _scale(self) -> None:
+        """Bring the number of engines to what the user wrote into the run's file ``workers``; what cannot be done is only reported."""
+        tracker = self.parts.tracker
+        try:
+            wanted = self._workers.written()
+            if wanted is not None and wanted != (before := self.parts.rollouts.n_engines):
+                await self.parts.rollouts.scale(wanted)
+                tracker.event(f"rollout engines: {before} -> {wanted}")
+        except LearnerLost:
+            raise
+        except ReasonerError as error:
+            tracker.event(f"the number of rollout engines could not be changed: {error}", "warning")
 
     async def _collect(self) -> list[Slot] | None:
         """Wait for a step's groups; None where a stop was asked for."""

@@ -68,6 +68,10 @@ class Rollouts(Protocol):
         """Short sampled trajectories of the current weights, for the parity check."""
         ...
 
+    async def scale(self, n: int) -> None:
+        """Have ``n`` engines from now on. Raises ``EnvironmentProblem`` where there is no room for them; then those there go on."""
+        ...
+
     async def stats(self) -> dict[str, float]:
         """Counters since the last call: tokens, busy seconds, restarts."""
         ...

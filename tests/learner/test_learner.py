@@ -76,7 +76,7 @@ def test_single_pass_equals_two_passes(case: str, budget: int, job: Job, groups:
     for expected_forwards in (1, 2):
         learner = Learner(job(algorithm=CASES[case], learner={"tokens_per_microbatch": budget}))
         if expected_forwards == 2:
-            monkeypatch.setattr(learner, "_fits_single_pass", lambda updates: False)
+            monkeypatch.setattr(learner, "_fits_single_pass", lambda updates, trajectories: False)
         forwards: list[int] = []
         learner.engine.policy.register_forward_hook(lambda *_, seen=forwards: seen.append(1))
         metrics = learner.train_step(groups)

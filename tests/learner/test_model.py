@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def packed(
 
 
 def independent(folder: Path, model: PolicyModel, trajectories: list[Trajectory]) -> Results:
-    """The same by transformers' own forward pass, one trajectory at a time, nothing shared."""
+    """The same by transformers' own forward pass, one context at a time, nothing shared."""
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     n = flatten(trajectories).n_tokens
     weights = token_weights(n)
@@ -89,25 +90,28 @@ def independent(folder: Path, model: PolicyModel, trajectories: list[Trajectory]
     bootstrap = torch.zeros(len(trajectories))
     done = 0
     for i, t in enumerate(trajectories):
-        trained = np.flatnonzero(t.loss_mask)
-        if not len(trained):
+        if not t.trainable_tokens:
             continue
-        out = lm(torch.from_numpy(t.tokens.astype(np.int64))[None], output_hidden_states=True)
-        logp = torch.log_softmax(out.logits[0] / TEMPERATURE, dim=-1)[trained - 1]
-        hidden = out.hidden_states[-1][0].detach()
-        parts = {
-            "logprobs": logp[range(len(trained)), t.tokens[trained]],
-            "entropy": -(logp.exp() * logp).sum(-1),
-            "values": model.value_head(hidden[trained - 1]),
-        }
-        w = weights[:, done : done + len(trained)]
-        loss = (w[0] * parts["logprobs"]).sum() + (w[1] * parts["entropy"]).sum() + (w[2] * parts["values"] ** 2).sum()
-        (loss / n).backward()
-        for name, part in parts.items():
-            streams[name].append(part.detach())
-        if t.status is Status.TRUNCATED:
-            bootstrap[i] = model.value_head(hidden[-1:]).item()
-        done += len(trained)
+        for start, end in pairwise([*t.context_starts, len(t.tokens)]):
+            out = lm(torch.from_numpy(t.tokens[start:end].astype(np.int64))[None], output_hidden_states=True)
+            hidden = out.hidden_states[-1][0].detach()
+            if t.status is Status.TRUNCATED and end == len(t.tokens):
+                bootstrap[i] = model.value_head(hidden[-1:]).item()
+            trained = np.flatnonzero(t.loss_mask[start:end])
+            if not len(trained):
+                continue
+            logp = torch.log_softmax(out.logits[0] / TEMPERATURE, dim=-1)[trained - 1]
+            parts = {
+                "logprobs": logp[range(len(trained)), t.tokens[start:end][trained]],
+                "entropy": -(logp.exp() * logp).sum(-1),
+                "values": model.value_head(hidden[trained - 1]),
+            }
+            w = weights[:, done : done + len(trained)]
+            loss = (w[0] * parts["logprobs"]).sum() + (w[1] * parts["entropy"]).sum() + (w[2] * parts["values"] ** 2).sum()
+            (loss / n).backward()
+            for name, part in parts.items():
+                streams[name].append(part.detach())
+            done += len(trained)
     grads = {f"lm.{name}": p.grad for name, p in lm.named_parameters()}
     grads |= {name: p.grad.clone() for name, p in model.named_parameters() if name.startswith("value_head")}
     return {**{k: torch.cat(v) for k, v in streams.items()}, "bootstrap": bootstrap}, grads

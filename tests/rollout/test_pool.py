@@ -66,7 +66,19 @@ async def check_same(first: list[Any], again: list[Any]) -> None:
             assert x.behaviour_logprobs.tolist() == y.behaviour_logprobs.tolist()
 
 
-def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_dir: Path) -> None:
+async def refuses_what_has_no_room(pool: Any, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the cluster has, and more than others leave of it; either way the engines there go on."""
+    monkeypatch.setattr("reasoner_ray.rollout.pool.ROOM_SECONDS", 2.0)
+    others = ray.util.placement_group([{"CPU": 1.0}] * int(ray.available_resources()["CPU"]))
+    await others.ready()
+    for wanted, message in ((500, r"need 498 CPU, the Ray cluster has 8"), (3, r"no room for 1 more rollout engines of \{'CPU': 1")):
+        with pytest.raises(EnvironmentProblem, match=message):
+            await pool.scale(wanted)
+    ray.util.remove_placement_group(others)
+    assert list(pool.processes) == pool.fleet.routable == ["engine-0", "engine-1"]
+
+
+def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pool, one story: starting engines is what takes the time here."""
     from transformers import AutoModelForCausalLM
 
@@ -102,12 +114,15 @@ def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_
         assert pool.fleet.restarts == 2
         await check_probe(pool, items, model, 2)  # new engines hold the synced weights, not those of the model folder
 
-        name = await pool.add_worker()
-        assert name in pool.fleet.routable
+        await pool.scale(3)
+        assert pool.fleet.routable == ["engine-0", "engine-1", "engine-2"]
         await check_probe(pool, items, model, 3)
-        await pool.remove_worker("engine-0")
-        assert sorted(pool.fleet.routable) == ["engine-1", "engine-2"]
+        calls = [pool.submit(items[i], f"g{i}", 4) for i in range(3)]
+        await pool.scale(2)
+        assert pool.fleet.routable == ["engine-0", "engine-1"]
+        assert len([await pool.finish(call) for call in calls]) == 3, "the engine that left finished its group first"
         await check_probe(pool, items, model, 2)
+        await refuses_what_has_no_room(pool, ray_cluster, monkeypatch)
         await pool.stop()
 
     asyncio.run(asyncio.wait_for(story(), 300))

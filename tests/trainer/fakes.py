@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasoner_ray.errors import LearnerLost
+from reasoner_ray.errors import EnvironmentProblem, LearnerLost
 from reasoner_ray.trainer.parts import GroupResult
 
 
@@ -35,6 +35,7 @@ class FakeRollouts:
     running: asyncio.Event = field(default_factory=asyncio.Event)
     submitted: list[str] = field(default_factory=list)
     seeds: list[int | None] = field(default_factory=list)
+    scaled: list[int] = field(default_factory=list)
     stopped: bool = False
     hangs_at: str = ""  # "start" or "evaluate", until it is cancelled
 
@@ -71,6 +72,12 @@ class FakeRollouts:
         self.version = version
 
     async def abort(self) -> None: ...
+
+    async def scale(self, n: int) -> None:
+        self.scaled.append(n)
+        if n > 8:
+            raise EnvironmentProblem(f"no room for {n}")
+        self.n_engines = n
 
     async def probe(self, items: Any) -> Any:
         return self.version

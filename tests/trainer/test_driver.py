@@ -185,6 +185,26 @@ def test_stopping_and_resuming_trains_every_group_once(tmp_path: Path, max_stale
         assert first.parts.rollouts.seeds[-1] in straight.parts.rollouts.seeds, "the samplers' seeds depend on the step alone"
 
 
+def test_the_file_workers_changes_the_number_of_engines_between_steps(tmp_path: Path) -> None:
+    """What cannot be done is reported and never ends the run; the same number again asks for nothing."""
+    config = make_config(tmp_path, steps=7)
+    written = {1: "3\n", 2: "many", 3: "0", 4: "99", 5: "3", 6: "1"}
+
+    class Writing(FakeLearners):
+        async def train_step(self, groups: Any) -> dict[str, float]:
+            learned = await super().train_step(groups)
+            (config.run_dir / "workers").write_text(written.get(self.steps, "1"))
+            return learned
+
+    config.run_dir.mkdir(parents=True)
+    driver = make_driver(config, learners=Writing())
+    run(driver)
+    assert driver.parts.rollouts.scaled == [3, 99, 1]
+    assert [e for e in driver.parts.tracker.events if e.startswith("rollout engines")] == ["rollout engines: 1 -> 3", "rollout engines: 3 -> 1"]
+    refused = [e for e in driver.parts.tracker.events if "could not be changed" in e]
+    assert [word in event for word, event in zip(("'many'", "'0'", "no room for 99"), refused, strict=True)] == [True] * 3
+
+
 def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path) -> None:
     learners = FakeLearners(save_error=OSError(errno.ENOSPC, "No space left on device"))
     driver = make_driver(make_config(tmp_path), learners=learners)
