@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 
+import reasoner_ray.envs  # noqa: F401 - registers the environments
 from reasoner_ray.choices import Candidates, Choice, divisor
 from reasoner_ray.trajectory import Trajectory, TrajectoryBuilder
 

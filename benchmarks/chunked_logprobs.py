@@ -19,7 +19,6 @@ import torch
 from benchmarks._record import ratios, record
 from reasoner_ray.learner.logprobs import chunked_logprobs
 
-
 WITH_ENTROPY = "_with_entropy"
 SIDES = ("plain", "chunked", f"plain{WITH_ENTROPY}", f"chunked{WITH_ENTROPY}")
 

@@ -26,7 +26,6 @@ from reasoner_ray.data.tasks import DataOrder, Item
 from reasoner_ray.trainer.driver import Parts, TrainerDriver
 from reasoner_ray.trainer.parts import GroupResult
 
-
 ENGINES, GROUPS = 8, 25
 """Engine actors; groups a step."""
 

@@ -270,7 +270,7 @@ def _rollout_problems(rollout: RolloutConfig) -> list[str]:
     EPISODES.get(rollout.episode)
     problems = []
     if rollout.episode == "single_turn" and rollout.max_turns > 1:
-        problems.append(f"rollout.max_turns: single_turn never has {rollout.max_turns} turns; set rollout.episode=multi_turn, or max_turns=1")
+        problems.append(f"rollout.max_turns: single_turn never has {rollout.max_turns} turns; set rollout.episode=multi_turn")
     if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:
         problems.append(
             "rollout.top_p/top_k/min_p: truncated sampling puts a constant bias into every importance ratio; "
@@ -387,7 +387,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         tree[leaf] = read_yaml(raw)
     except yaml.YAMLError as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"{key}: {raw!r} is not valid YAML ({why}); quote the override as a whole, for example 'rollout.stop=[\"a\"]'") from error
+        raise ConfigError(f"{key}: {raw!r} is not valid YAML ({why}); quote the whole override: 'rollout.stop=[\"a\"]'") from error
 
 
 def _explain(error: Any) -> str:

@@ -106,12 +106,12 @@ def test_the_commands_dry_run(number: int, examples: Path) -> None:
 
 @pytest.mark.slow
 def test_the_examples_train_together(examples: Path, tiny_model_dir: Path) -> None:
-    small = {
-        **{"model.path": tiny_model_dir, "model.dtype": "float32", "out": examples / "runs", "tracking.wandb": "off"},
-        **{"trainer.steps": 2, "trainer.tasks_per_step": 2, "trainer.samples_per_task": 2, "trainer.checkpoint_every": 0},
-        **{"rollout.kv_cache_gb": 0.1, "rollout.cpus": 0, "learner.cpus": 0},
-    }
-    run(COMMANDS[0], examples, *(f"{key}={value}" for key, value in small.items()))
+    small = [
+        *(f"model.path={tiny_model_dir}", "model.dtype=float32", f"out={examples / 'runs'}", "tracking.wandb=off", "learner.cpus=0"),
+        *("trainer.steps=2", "trainer.tasks_per_step=2", "trainer.samples_per_task=2", "trainer.checkpoint_every=0"),
+        *("rollout.kv_cache_gb=0.1", "rollout.cpus=0"),
+    ]
+    run(COMMANDS[0], examples, *small)
     records = [json.loads(line) for line in (examples / "runs/mine/metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "reward/mean" in r] == [1, 2]
     assert (examples / "runs/mine/model/model.safetensors").is_file()

@@ -12,7 +12,7 @@ ENTRY_POINTS = {
 
 
 def register_all() -> None:
-    """Make the environments known to Gymnasium; a second call does nothing. Gymnasium's plugin hook calls it too."""
+    """Make the environments known to Gymnasium; a second call does nothing."""
     for name, entry_point in ENTRY_POINTS.items():
         if f"reasoner_ray/{name}-v0" not in gymnasium.registry:
             gymnasium.register(id=f"reasoner_ray/{name}-v0", entry_point=entry_point, disable_env_checker=True, order_enforce=False)

@@ -21,6 +21,7 @@ from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import EnvironmentProblem, LearnerLost, ReasonerError
 from reasoner_ray.rollout.actor import RolloutActor
 from reasoner_ray.rollout.engine import EngineBroken
+from reasoner_ray.rollout.room import check_cluster, check_room, engine_needs
 from reasoner_ray.rollout.worker import EngineKind, Mode
 from reasoner_ray.sync.backends import Backend, NativePush, on_shared_gpu, resolve_backend
 from reasoner_ray.trainer.fleet import Event, Fleet, State
@@ -30,9 +31,6 @@ log = logging.getLogger(__name__)
 
 CONCURRENCY = 4096
 """Calls an actor may have open at once: a group each, most of them waiting for tokens."""
-
-ROOM_SECONDS = 10.0
-"""How long Ray may take to find room for more engines."""
 
 
 @dataclass
@@ -118,23 +116,28 @@ class RolloutPool:
         await asyncio.gather(*(self._remove(name) for name in leave))
         if n > len(present):
             self._check_resources(n - len(present))
-            await self._check_room(n - len(present))
+            if self._shared_gpus is None:
+                await check_room(engine_needs(self.config, gpus=self._has_gpus), n - len(present))
             await asyncio.gather(*(self._add() for _ in range(n - len(present))))
         elif len(present) - len(leave) > n:
-            raise EnvironmentProblem(f"{len(present) - len(leave)} engines are left, some of which are being restarted; ask again when they are up")
+            raise EnvironmentProblem(f"{len(present) - len(leave)} engines are left, some being restarted; ask again when they are up")
 
     async def _add(self) -> None:
         engine = self._new_engine()
         try:
             await self._start_engine(engine)
-            await self._catch_up(engine)
         except RayActorError as error:
             raise EnvironmentProblem(f"{engine.name} died while it started: {error}") from error
         finally:
             if not engine.process:  # it never came up
                 self.fleet.observe(engine.name, Event.RETIRED)
-                ray.kill(engine.actor)
+                if engine.actor is not None:
+                    ray.kill(engine.actor)
                 del self._engines[engine.name]
+        try:
+            await self._catch_up(engine)
+        except RayActorError as error:  # one like any other by now
+            self._on_death(engine, str(error))
 
     async def _remove(self, name: str) -> None:
         """Give an engine no more work, let its groups finish, end it."""
@@ -204,34 +207,9 @@ class RolloutPool:
 
     def _check_resources(self, engines: int) -> None:
         """An actor that fits nowhere would wait forever."""
-        have = ray.cluster_resources()
         if self._shared_gpus is not None and self._next_index + engines > self.config.learner.ranks:
             raise EnvironmentProblem("sync.backend=ipc: every learner rank's GPU has had its engine; take sync.backend=nccl to add engines")
-        for resource, amount in self._needs.items():
-            if amount * engines > have.get(resource, 0):
-                raise EnvironmentProblem(
-                    f"{engines} rollout engines need {amount * engines:g} {resource}, the Ray cluster has {have.get(resource, 0):g}: lower "
-                    "rollout.workers, rollout.cpus or rollout.tensor_parallel, or add nodes"
-                )
-
-    @property
-    def _needs(self) -> dict[str, float]:
-        """Ray resources of one engine."""
-        gpus = {"GPU": float(self.config.rollout.tensor_parallel)} if self._has_gpus else {}
-        return {"CPU": self.config.rollout.cpus, **gpus, **self.config.cluster.rollout_resources}
-
-    async def _check_room(self, engines: int) -> None:
-        """As ``_check_resources``, of what is free at the moment on single nodes."""
-        bundle = {resource: amount for resource, amount in self._needs.items() if amount}
-        if not bundle or self._shared_gpus is not None:  # nothing is reserved, or it has been
-            return
-        trial = ray.util.placement_group([bundle] * engines)
-        try:
-            await asyncio.wait_for(_answer(trial.ready()), ROOM_SECONDS)
-        except TimeoutError as error:
-            raise EnvironmentProblem(f"the Ray cluster has no room for {engines} more rollout engines of {bundle} at the moment") from error
-        finally:
-            ray.util.remove_placement_group(trial)
+        check_cluster(engine_needs(self.config, gpus=self._has_gpus), engines)
 
     # -- groups --------------------------------------------------------------------------------------------
 

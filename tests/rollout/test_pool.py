@@ -68,7 +68,7 @@ async def check_same(first: list[Any], again: list[Any]) -> None:
 
 async def refuses_what_has_no_room(pool: Any, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the cluster has, and more than others leave of it; either way the engines there go on."""
-    monkeypatch.setattr("reasoner_ray.rollout.pool.ROOM_SECONDS", 2.0)
+    monkeypatch.setattr("reasoner_ray.rollout.room.ROOM_SECONDS", 2.0)
     others = ray.util.placement_group([{"CPU": 1.0}] * int(ray.available_resources()["CPU"]))
     await others.ready()
     for wanted, message in ((500, r"need 498 CPU, the Ray cluster has 8"), (3, r"no room for 1 more rollout engines of \{'CPU': 1")):

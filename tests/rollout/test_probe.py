@@ -81,7 +81,9 @@ def test_weights_that_did_not_arrive_end_the_job(
     trainer = {"steps": 1, "tasks_per_step": 2, "samples_per_task": 2, "checkpoint_every": 0, "eval_tasks": 0}
     model = {"path": str(tiny_model_dir), "dtype": "float32"}
     learner_settings = {"torch_threads": 1, "critic": "none"}
-    config = parse_config({"out": str(tmp_path), "model": model, "algorithm": {"name": "grpo"}, "trainer": trainer, "learner": learner_settings})
+    config = parse_config(
+        {"out": str(tmp_path), "model": model, "algorithm": {"name": "grpo"}, "trainer": trainer, "learner": learner_settings}
+    )
     learner = Learner(config)
     with torch.no_grad():
         embedding = learner.engine.policy.lm.get_input_embeddings().weight

@@ -200,8 +200,9 @@ def test_the_file_workers_changes_the_number_of_engines_between_steps(tmp_path: 
     driver = make_driver(config, learners=Writing())
     run(driver)
     assert driver.parts.rollouts.scaled == [3, 99, 1]
-    assert [e for e in driver.parts.tracker.events if e.startswith("rollout engines")] == ["rollout engines: 1 -> 3", "rollout engines: 3 -> 1"]
-    refused = [e for e in driver.parts.tracker.events if "could not be changed" in e]
+    events = driver.parts.tracker.events
+    assert [e for e in events if e.startswith("rollout engines")] == ["rollout engines: 1 -> 3", "rollout engines: 3 -> 1"]
+    refused = [e for e in events if "could not be changed" in e]
     assert [word in event for word, event in zip(("'many'", "'0'", "no room for 99"), refused, strict=True)] == [True] * 3
 
 
