@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
+from reasoner_ray import cli
 from reasoner_ray.algorithms import get_algorithm
 from reasoner_ray.config import JobConfig, load_config
 from reasoner_ray.data.tasks import get_task
@@ -115,3 +117,14 @@ def test_the_examples_train_together(examples: Path, tiny_model_dir: Path) -> No
     records = [json.loads(line) for line in (examples / "runs/mine/metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "reward/mean" in r] == [1, 2]
     assert (examples / "runs/mine/model/model.safetensors").is_file()
+
+
+def test_commands_that_texts_name_exist() -> None:
+    """In the README and in the package: each `reasoner COMMAND`, and each option behind it."""
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    options = {name: {o for p in command.params for o in (*p.opts, *p.secondary_opts)} for name, command in commands.items()}
+    texts = {file: file.read_text() for file in [ROOT / "README.md", *(ROOT / "reasoner_ray").rglob("*.py")]}
+    found = [(file, *m.groups()) for file, text in texts.items() for m in re.finditer(r"(?<=[`\n: ])reasoner ([a-z]+)\b([^`\n]*)", text)]
+    assert len(found) > 15
+    unknown = [(file.name, name, rest) for file, name, rest in found if set(re.findall(r"--[a-z-]+", rest)) - options.get(name, set())]
+    assert not unknown

@@ -178,7 +178,8 @@ def test_a_driver_killed_twice_resumes_to_bit_equal_weights(
     file, source = job(tmp_path, tiny_model_dir), random.Random(7)
     run = start(file)
     for known in (1, 3):
-        run.wait_for(lambda r=run, n=max(known, len(run.steps)): len(r.steps) > n)  # type: ignore[misc]
+        before = max(known, len(run.steps))
+        run.wait_for(lambda r=run, n=before: len(r.steps) > n)  # type: ignore[misc]
         time.sleep(source.random() * run.records[-1]["time/step_s"])
         assert run.process.poll() is None, "the run was over before it was killed"
         family = [p for p in run.family if "Agent" not in p.name()]  # Ray's two give up by themselves, but only after a minute

@@ -5,9 +5,13 @@ from __future__ import annotations
 import gymnasium
 
 ENTRY_POINTS = {
+    "CreditChain": "reasoner_ray.envs.text.credit_chain:CreditChain",
     "DataScience": "reasoner_ray.envs.data_science:DataScience",
+    "Entertainment": "reasoner_ray.envs.text.entertainment:Entertainment",
     "FoodPreparation": "reasoner_ray.envs.text.food_preparation:FoodPreparation",
     "TextWorld": "reasoner_ray.envs.textworld:TextWorldGame",
+    "TomatoLettuceSalad": "reasoner_ray.envs.text.overcooked:TomatoLettuceSalad",
+    "TomatoSalad": "reasoner_ray.envs.text.overcooked:TomatoSalad",
 }
 
 

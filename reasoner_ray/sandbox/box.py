@@ -21,7 +21,7 @@ class Sandbox:
         self, limits: Limits | None = None, *, minimum: str = Level.LANDLOCK, hidden: Sequence[Path] = (), preload: Sequence[str] = ()
     ) -> None:
         """Find the level. ``minimum`` names the weakest that will do (the default keeps network, files and processes out of
-        reach); ``hidden`` are files or folders of the interpreter's packages that programs must not see; ``preload`` names modules
+        reach); ``hidden`` are files or folders of the interpreter's packages that programs must not read; ``preload`` names modules
         to import once for all programs of this process, for speed.
 
         Raises ``EnvironmentProblem`` where this machine does not reach the minimum, and ``ConfigError`` where it names none.

@@ -19,6 +19,7 @@ ERROR_DESCRIPTOR = 3
 """Where the program's process notes the exception that ended it (the number is also in ``runner.py``)."""
 FIRST_SPARE_USER = 0x7000_0000
 """Ids from here on belong to nobody: one is lent to each program that root runs."""
+NO_OTHER_USER = "root may not change to another user here"
 
 
 class CannotConfine(Exception):
@@ -54,22 +55,23 @@ class Identity:
 
 
 def choose_identity() -> Identity:
-    """An id that nobody else has where this process may take one; else its own."""
-    own = Identity(os.getuid(), os.getgid(), is_lent=False)
-    needed = (linux.CAP_SETUID, linux.CAP_SETGID, linux.CAP_KILL, linux.CAP_SETPCAP)
-    if not linux.has_capabilities(*needed):
-        return own
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        first, _, count = map(int, line.split())
-        if first <= FIRST_SPARE_USER < FIRST_SPARE_USER + (1 << 22) < first + count:
-            spare = FIRST_SPARE_USER + os.getpid()  # at most 2^22: no two programs at a time share an id
-            return Identity(spare, spare, is_lent=True)
-        if count >= 1 << 16:  # a container with ids of its own
-            spare = first + count - 1000 - os.getpid() % 4000
-            return Identity(spare, spare, is_lent=True)
-    if own.user == 0:
-        raise CannotConfine("root has no other user id to give to a program here; run as an ordinary user")
-    return own
+    """An id that nobody else has where this process may take one; else its own, but never that of root.
+
+    Raises ``CannotConfine`` for a root that cannot take another: Linux limits no number of processes for it.
+    """
+    own = os.getuid()
+    ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    if linux.has_capabilities(linux.CAP_SETUID, linux.CAP_SETGID, linux.CAP_KILL, linux.CAP_SETPCAP):
+        for first, _, count in ranges:
+            if first <= FIRST_SPARE_USER and first + count > FIRST_SPARE_USER + (1 << 22):
+                spare = FIRST_SPARE_USER + os.getpid()  # a process id is below 2^22: no two programs at a time share an id
+                return Identity(spare, spare, is_lent=True)
+            if count >= 1 << 16:  # a container with ids of its own
+                spare = first + count - 1000 - os.getpid() % 4000
+                return Identity(spare, spare, is_lent=True)
+    if any(first <= own < first + count and outside + own - first == 0 for first, outside, count in ranges):
+        raise CannotConfine(NO_OTHER_USER)
+    return Identity(own, os.getgid(), is_lent=False)
 
 
 def start(job: Job, identity: Identity) -> Program:

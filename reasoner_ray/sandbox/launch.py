@@ -39,6 +39,7 @@ def serve(control: str, preload: str) -> None:
     gc.collect()
     gc.freeze()  # a fork's collections would touch, and so copy, the memory that all share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # else a program could interrupt the supervisor in its PID namespace
     requests = socket.socket(fileno=int(control))
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 2)
@@ -85,6 +86,7 @@ def _run_one(job_end: int, report_end: int) -> None:
 def _become_program(runner: str, environment: dict[str, str]) -> None:
     """Leave nothing of the launcher but what its imports made, and run the program as ``__main__``."""
     settings.replace_environment(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in sys.modules if name.partition(".")[0] == "reasoner_ray"]:
         del sys.modules[name]
     tempfile.tempdir = None  # it may have been looked up outside

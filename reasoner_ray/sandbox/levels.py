@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.sandbox.confine import NO_OTHER_USER
 from reasoner_ray.sandbox.limits import Level, Limits
 
 _PROBE = """
@@ -56,8 +57,10 @@ class Isolation:
     def describe(self) -> str:
         """One sentence for a report."""
         contained = ", ".join(sorted(self.level.contained)) or "nothing"
-        text = f"{self.level}: {contained} contained"
-        return "; ".join([text, *(f"no {level}: {why}" for level, why in self.refusals.items())])
+        text = [f"{self.level}: {contained} contained"]
+        for reason in dict.fromkeys(self.refusals.values()):
+            text.append(f"no {', '.join(level for level, why in self.refusals.items() if why == reason)}: {reason}")
+        return "; ".join(text)
 
 
 @functools.cache
@@ -103,6 +106,8 @@ def mending_command(isolation: Isolation) -> str:
         return ""
     if any(f"may not read {os.__file__}" in why for why in isolation.refusals.values()):
         return f"chmod o+x every folder above {sys.prefix} and {sys.base_prefix}, so that a program without rights can start Python"
+    if any(NO_OTHER_USER in why for why in isolation.refusals.values()):
+        return "run as an ordinary user, or in a container with --cap-add SETUID --cap-add SETGID --cap-add KILL --cap-add SETPCAP"
     for name, bad in (
         ("kernel.apparmor_restrict_unprivileged_userns", "1"),
         ("kernel.unprivileged_userns_clone", "0"),

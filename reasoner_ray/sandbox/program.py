@@ -62,8 +62,10 @@ def run_program(
 
     ``inputs`` are files in the program's current folder, its only writable one (an array under ``name`` is the file
     ``name`` in npy format); ``wanted`` names result files to hand back, to be read with ``decode_array`` or as JSON, never
-    with pickle; ``hidden`` are files or folders below the interpreter's that the program is not to see; ``preload`` names
-    modules that are imported once, for all programs that name the same.
+    with pickle; ``hidden`` are files or folders below the interpreter's that the program is not to read (their names it may
+    see); ``preload`` names modules that are imported once, for all programs that name the same. Packages are those of this
+    interpreter's environment; what ``PYTHONPATH`` adds is not there. The program is over where its text is: threads and exit
+    handlers are not awaited.
     Raises ``LevelUnavailable``, and ``ValueError`` for an input or a file name that cannot be.
     """
     files = {name: encode_array(data) if isinstance(data, np.ndarray) else bytes(data) for name, data in (inputs or {}).items()}

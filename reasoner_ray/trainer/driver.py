@@ -223,7 +223,7 @@ class TrainerDriver:
             wanted = self._workers.written()
             if wanted is not None and wanted != (before := self.parts.rollouts.n_engines):
                 await self.parts.rollouts.scale(wanted)
-                tracker.event(f"rollout engines: {before} -> {wanted}")
+                tracker.event(f"rollout engines: {before} -> {wanted}", "info")
         except LearnerLost:
             raise
         except ReasonerError as error:

@@ -119,7 +119,13 @@ RESOURCES = [
     _hostile("memory that outlives it", "resources", "sys.exit(ctypes.CDLL(None).shmget(0, 1 << 30, 0o1600) == -1)", "error:SystemExit"),
     _hostile("gigabytes on stdout", "resources", "while True: print('x' * 10**6)", "output:OutputLimit"),
     _hostile("gigabytes on stderr", "resources", "while True: os.write(2, b'x' * 10**6)", "output:OutputLimit"),
-    _hostile("gigabytes in a file", "resources", "file = open('hoard', 'wb')\nwhile True: file.write(bytes(10**6))", "output:OSError"),
+    _hostile(
+        "gigabytes in a file",
+        "resources",
+        "file = open('hoard', 'wb')\nwhile True: file.write(bytes(10**6))",
+        "output:OSError",
+        "output:ScratchLimit",
+    ),
     _hostile(
         "gigabytes in many files",
         "resources",
@@ -319,7 +325,7 @@ PARENT = [
         "processes",
         """
         for pid in (target["pid"], target["bystander"], os.getppid()):
-            for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
                 try: os.kill(pid, number)
                 except OSError: pass
         """,

@@ -30,7 +30,7 @@ from reasoner_ray.sandbox.program import Outcome, decode_array, run_program
 from tests.sandbox.hostile import PROGRAMS, Hostile
 
 LIMITS = Limits(
-    seconds=2.5,
+    seconds=1.5,
     cpu_seconds=1,
     memory_bytes=640 << 20,
     processes=16,
