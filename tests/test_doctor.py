@@ -125,7 +125,7 @@ def test_every_check_names_itself_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("check_torch", "check_vllm", "check_deepspeed"):
         monkeypatch.setattr(doctor, name, lambda gpus, name=name: Check(name, "ok", ""))
     names = [check.name for check in checks()]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
 
 
 def test_a_weak_sandbox_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""A person's game in the terminal, with texts in the place of keyboard and screen."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from reasoner_ray.envs.play import Played, play
+from reasoner_ray.errors import ConfigError, EnvironmentProblem
+
+
+def game(env_id: str, *lines: str, **kwargs: str) -> tuple[Played, str]:
+    out = io.StringIO()
+    return play(env_id, kwargs, source=io.StringIO("".join(f"{line}\n" for line in lines)), out=out), out.getvalue()
+
+
+def test_a_whole_game_by_numbers_and_texts() -> None:
+    played, screen = game("FoodPreparation", "4", "pick up the pancake", "5", "open the microwave", "5", "5")
+    assert played == Played(actions=6, total=1.0, success=True, finished=True)
+    assert "  4  walk to the pancake" in screen
+    assert "success: return 1 in 6 actions  discounted_return 0.773781" in screen
+
+
+def test_a_wording_is_passed_on() -> None:
+    _, screen = game("FoodPreparation", "q", wording="dishes")
+    assert "walk to the dishwasher" in screen
+
+
+def test_a_game_that_the_limit_ends() -> None:
+    played, screen = game("CreditChain", *["2"] * 5)
+    assert played == Played(actions=5, total=-1.0, success=False, finished=True)
+    assert "no success: return -1 in 5 actions" in screen
+
+
+@pytest.mark.parametrize("lines", [(), ("q",), ("1", "q"), ("1",)])
+def test_leaving_ends_cleanly_whether_by_q_or_by_the_end_of_the_input(lines: tuple[str, ...]) -> None:
+    played, screen = game("reasoner_ray/CreditChain-v0", *lines)
+    assert played == Played(actions=lines.count("1"))
+    assert f"left: return 0 in {lines.count('1')} actions" in screen
+
+
+def test_what_is_no_number_here_is_asked_again_and_what_is_no_action_is_played() -> None:
+    played, screen = game("CreditChain", "0", "3", "", "dance")
+    assert played.actions == 1
+    assert "there is no action 0" in screen and "there is no action 3" in screen and "(not an action here)" in screen
+
+
+def test_texts_in_square_brackets_are_shown_as_they_are() -> None:
+    played, screen = game("tests.envs.environments_for_players:Bracketed", "1")
+    assert played.success and "[red]alarm[/red]" in screen and "1  [bold]run" in screen
+
+
+def test_an_unknown_environment_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown environment 'Foo'; known: CreditChain, .*TomatoSalad"):
+        play("Foo")
+
+
+def test_arguments_that_the_environment_does_not_take() -> None:
+    with pytest.raises(ConfigError, match="unknown wording 'chese'; did you mean 'cheese'"):
+        play("FoodPreparation", {"wording": "chese"})
+    with pytest.raises(ConfigError, match="colour"):
+        play("CreditChain", {"colour": "red"})
+
+
+def test_an_environment_that_fails_is_named() -> None:
+    with pytest.raises(EnvironmentProblem, match="Broken.*step raised ZeroDivisionError"):
+        game("tests.envs.environments_for_players:Broken", "anything")
