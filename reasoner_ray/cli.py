@@ -100,6 +100,19 @@ def plot(
 
 
 @app.command()
+def play(
+    environment: Annotated[str, typer.Argument(help="an environment, for example FoodPreparation, or module:Class of your own")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="what it is made with, for example wording=cheese")] = None,
+    seed: Annotated[int, typer.Option(help="of the episode")] = 0,
+) -> None:
+    """Play an environment yourself: `reasoner play TomatoSalad`. A number or the text of an action; q ends it."""
+    from reasoner_ray.config import read_arguments
+    from reasoner_ray.envs.play import play as run
+
+    run(environment, read_arguments(arguments or []), seed=seed)
+
+
+@app.command()
 def doctor(model: Annotated[str, typer.Option(help="The model to look for, named as in model.path.")] = "builtin:smollm2-135m") -> None:
     """Check this machine: one line a component, each with the command that mends it. Exit code 1 where training cannot run."""
     from reasoner_ray.doctor import run_doctor

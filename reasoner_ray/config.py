@@ -7,6 +7,7 @@ cannot work are refused here, before anything starts, with the key's path.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -371,6 +372,14 @@ def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "learner GPUs where there are GPUs": learner.ranks,
         "run folder": str(config.run_dir),
     }
+
+
+def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """``a=b`` and ``a.b=c`` as plain data. Raises ``ConfigError``."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        _apply_override(tree, text)
+    return tree
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

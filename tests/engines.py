@@ -30,6 +30,13 @@ async def buckets_of(state: Iterable[tuple[str, torch.Tensor]], size: int = 40_0
         yield bucket
 
 
+async def load(engine: Any, model: torch.nn.Module, version: int | None = None) -> None:
+    """Bring the weights of ``model`` to an idle engine, by default as its next version."""
+    await engine.pause()
+    await engine.update_weights(buckets_of(state_of(model)), engine.version + 1 if version is None else version)
+    await engine.resume()
+
+
 def change_every_parameter(model: torch.nn.Module, seed: int) -> None:
     """Move every single weight, by about a tenth of its tensor's spread."""
     generator = torch.Generator().manual_seed(seed)

@@ -119,6 +119,12 @@ def test_derived_numbers_by_hand() -> None:
     assert isinstance(config, JobConfig)
 
 
+def test_the_command_line_plays_an_environment() -> None:
+    played = CliRunner().invoke(app, ["play", "FoodPreparation", "wording=cheese"], input="walk to the cheese\nq\n")
+    assert played.exit_code == 0, played.output
+    assert "cheese" in played.output
+
+
 def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from reasoner_ray.cli import app; "

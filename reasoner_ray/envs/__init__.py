@@ -1,4 +1,7 @@
-"""Gymnasium environments; importing this package registers them as ``reasoner_ray/NAME-v0``."""
+"""Gymnasium environments; importing this package registers them as ``reasoner_ray/NAME-v0``.
+
+A program that does not import it names it with the id: ``gymnasium.make("reasoner_ray.envs:reasoner_ray/TomatoSalad-v0")``.
+"""
 
 from __future__ import annotations
 

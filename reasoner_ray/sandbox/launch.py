@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from reasoner_ray import settings
-from reasoner_ray.sandbox import confine, linux, namespaces
+from reasoner_ray.sandbox import confine, folders, linux, namespaces
 from reasoner_ray.sandbox.job import Job, Report, pack_report, read_job
 from reasoner_ray.sandbox.limits import Level
 from reasoner_ray.sandbox.supervise import Supervisor
@@ -79,8 +79,14 @@ def _run_one(job_end: int, report_end: int) -> None:
     except Exception as error:  # noqa: BLE001 (whatever it is, the worker must hear of it)
         report = Report(failure=f"{type(error).__name__}: {error}")
     if report is not None:
-        with suppress(BrokenPipeError), open(report_end, "wb") as stream:  # the worker has gone, or lost interest
-            stream.write(pack_report(report))
+        try:
+            with open(report_end, "wb") as stream:
+                stream.write(pack_report(report))
+        except BrokenPipeError:  # the worker has gone, or was interrupted: it cleans up nothing
+            if job.level is not Level.NAMESPACES:
+                with suppress(FileNotFoundError):  # an interrupted one may be at it too
+                    folders.empty_folder(job.folder)
+                    os.rmdir(job.folder)
 
 
 def _become_program(runner: str, environment: dict[str, str]) -> None:

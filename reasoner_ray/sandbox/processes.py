@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
-import stat
 import time
-from collections.abc import Iterator
 
-MAX_DEPTH = 100
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -68,39 +64,6 @@ def _proportional(pid: int) -> int:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as file:
         return sum(int(line.split()[1]) << 10 for line in file if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")))
     return _resident(pid)  # it ended, or closed its memory to this process: then the larger number stands
-
-
-def files_below(folder: str) -> Iterator[float]:
-    """Bytes on disk of every entry below a folder that is being written to; links are not followed.
-
-    A tree deeper than ``MAX_DEPTH`` counts as infinitely large: nobody needs one, and looking through it takes long.
-    """
-    pending = [(folder, 0)]
-    while pending:
-        path, depth = pending.pop()
-        if depth > MAX_DEPTH:
-            yield math.inf
-        with contextlib.suppress(OSError), os.scandir(path) as entries:
-            for entry in entries:
-                size = 0
-                with contextlib.suppress(OSError):  # removed meanwhile
-                    size = entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append((entry.path, depth + 1))
-                yield size
-
-
-def deleted_files(pids: list[int]) -> int:
-    """Bytes on disk of files that have no name any more, but that these processes hold open."""
-    held = {}
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{name}")
-                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
-                        held[status.st_dev, status.st_ino] = status.st_blocks * 512
-    return sum(held.values())
 
 
 def kill_all(group: int, *, own_world: bool, seconds: float = 10.0) -> bool:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import site
-import stat
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.sandbox.folders import empty_folder
 from reasoner_ray.sandbox.job import PROGRAM, Job
 from reasoner_ray.sandbox.launcher import launcher
 from reasoner_ray.sandbox.limits import Level, Limits
@@ -84,10 +84,8 @@ def run_program(
             files={PROGRAM: source.encode("utf-8", "surrogateescape"), **files},
             wanted=tuple(wanted),
         )
-        try:
-            report = launcher(preload).run(job)
-        finally:
-            empty_folder(folder)
+        report = launcher(preload).run(job)
+        empty_folder(folder)
     if report.failure:
         raise LevelUnavailable(f"a sandbox of level {level} cannot be set up here: {report.failure}")
     values = {name: getattr(report, name) for name in ("error_type", "detail", "line", "stdout", "stderr", "outputs")}
@@ -115,39 +113,6 @@ def readable_paths() -> tuple[str, ...]:
         if path not in SYSTEM and os.path.commonpath((path, home)) == path:
             raise EnvironmentProblem(f"{path} is a folder of this interpreter and holds the home folder: use one in a virtual environment")
     return tuple(found)
-
-
-def empty_folder(folder: str) -> None:
-    """Remove whatever a program left in its scratch folder: trees of any depth, folders without permissions, links."""
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    moved = 0
-    try:
-        while names := os.listdir(top):
-            for name in names:
-                if not _is_folder(name, top):
-                    os.unlink(name, dir_fd=top)
-                    continue
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-                try:
-                    for entry in os.listdir(inner):
-                        if _is_folder(entry, inner):
-                            moved += 1  # up to the top, so that neither recursion nor long paths are needed
-                            os.rename(entry, f".{moved}.moved", src_dir_fd=inner, dst_dir_fd=top)
-                        else:
-                            os.unlink(entry, dir_fd=inner)
-                finally:
-                    os.close(inner)
-                os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-
-
-def _is_folder(name: str, inside: int) -> bool:
-    """Whether an entry is a folder; if so, it is opened to its owner first."""
-    if not stat.S_ISDIR(os.stat(name, dir_fd=inside, follow_symlinks=False).st_mode):
-        return False
-    os.chmod(name, 0o700, dir_fd=inside)
-    return True
 
 
 def encode_array(array: npt.NDArray[Any]) -> bytes:

@@ -13,7 +13,7 @@ import stat
 import time
 from typing import Any
 
-from reasoner_ray.sandbox import processes
+from reasoner_ray.sandbox import folders, processes
 from reasoner_ray.sandbox.confine import Program
 from reasoner_ray.sandbox.job import Job, Report
 from reasoner_ray.sandbox.limits import Level
@@ -139,9 +139,9 @@ class Supervisor:
         return None
 
     def _is_scratch_full(self, pids: list[int]) -> bool:
-        size: float = processes.deleted_files(pids)
+        size: float = folders.deleted_files(pids)
         files = 0
-        for found in processes.files_below(self._job.folder):
+        for found in folders.files_below(self._job.folder):
             size, files = size + found, files + 1
             if size > self._limits.scratch_bytes or files > self._limits.scratch_files:
                 return True

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reasoner_ray.rollout.engine import EngineBroken, Generation, RequestAborted, Sampling
-from tests.engines import buckets_of, change_every_parameter, reference_logprobs, state_of
+from tests.engines import buckets_of, change_every_parameter, load, reference_logprobs, state_of
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def test_pause_keeps_requests_and_an_update_shows_in_their_versions(engine: Any,
     for generation in (queued, after):
         assert set(generation.versions) == {start + 1}
         np.testing.assert_allclose(generation.logprobs, reference_logprobs(new, PROMPT, generation.tokens), atol=2e-5)
-    asyncio.run(restore(engine, old))
+    asyncio.run(load(engine, old))
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -141,12 +141,6 @@ def test_a_version_that_comes_again_shares_no_kv_with_its_first_weights(engine: 
     generation = asyncio.run(run(old))
     assert set(generation.versions) == {version}
     np.testing.assert_allclose(generation.logprobs, reference_logprobs(old, PROMPT, generation.tokens), atol=2e-5)
-
-
-async def restore(engine: Any, model: Any) -> None:
-    await engine.pause()
-    await engine.update_weights(buckets_of(state_of(model)), engine.version + 1)
-    await engine.resume()
 
 
 def test_weights_change_only_while_paused(engine: Any) -> None:

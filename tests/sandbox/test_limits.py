@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,9 +21,10 @@ import pytest
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
 from reasoner_ray.sandbox import box, launcher, levels, program
 from reasoner_ray.sandbox.box import Sandbox
+from reasoner_ray.sandbox.folders import empty_folder
 from reasoner_ray.sandbox.levels import Isolation, isolation_level, mending_command, try_level
 from reasoner_ray.sandbox.limits import Level, Limits
-from reasoner_ray.sandbox.program import Outcome, decode_array, empty_folder, encode_array, readable_paths, run_program
+from reasoner_ray.sandbox.program import Outcome, decode_array, encode_array, readable_paths, run_program
 
 GENEROUS: dict[str, Any] = {"seconds": 60.0, "cpu_seconds": 60}
 
@@ -188,19 +191,25 @@ def test_the_home_folder_is_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_pat
         readable_paths()
 
 
-def test_a_killed_worker_takes_its_program_along(level: Level, tmp_path: Path) -> None:
+def test_a_killed_worker_takes_its_program_along(level: Level) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="killed-"))  # not pytest's own, whose parents are closed to others
+    folder.chmod(0o755)
     worker = f"""
-import sys; sys.path[:] = {sys.path!r}
+import sys, tempfile; sys.path[:] = {sys.path!r}; tempfile.tempdir = {str(folder)!r}
 from reasoner_ray.sandbox.limits import Level, Limits
 from reasoner_ray.sandbox.program import run_program
-run_program("import os, time\\nos.fork()\\ntime.sleep(1000)", level=Level({str(level)!r}), limits=Limits(seconds=900.0))
+source = "import os, time\\nopen('file', 'w').close()\\nos.fork()\\ntime.sleep(1000)"
+run_program(source, level=Level({str(level)!r}), limits=Limits(seconds=900.0))
 """
     process = subprocess.Popen([sys.executable, "-c", worker])
-    below = _wait_for_descendants(process.pid, 3)
+    below = _wait_for_descendants(process.pid, 4 if level is Level.NAMESPACES else 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    shutil.rmtree(folder)
+    assert not left
 
 
 def test_an_interrupted_worker_ends_its_program(level: Level) -> None:
