@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoner_ray.trajectory import ENV_VERSION, Status, Trajectory, TrajectoryBuilder, flatten
@@ -84,6 +84,7 @@ def test_misaligned_streams_are_refused() -> None:
 turn = st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.lists(st.integers(0, 9), max_size=4))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(turn, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_observation_tokens_never_reach_the_learner(episodes: list[list[tuple[list[int], list[int]]]]) -> None:
     """The flat streams of an episode are those of its actions joined, whatever stands between them."""

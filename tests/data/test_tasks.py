@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoner_ray.config import TaskConfig
@@ -35,6 +35,7 @@ class Chat(Task):
         return []
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**31))
 def test_every_epoch_visits_every_item_once(n: int, epoch: int, seed: int) -> None:
     order = DataOrder(items(n), seed)

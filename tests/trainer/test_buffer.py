@@ -39,7 +39,7 @@ def test_a_dropped_group_frees_its_slot_and_the_order_goes_on() -> None:
     assert buffer.admit(0).index == 8
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(tasks=st.integers(1, 4), staleness=st.integers(0, 4), data=st.data())
 def test_every_group_is_trained_once_and_in_time(tasks: int, staleness: int, data: st.DataObject) -> None:
     buffer = GroupBuffer(tasks, staleness)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -344,3 +345,19 @@ def test_what_a_run_ends_as(tmp_path: Path, times: int) -> None:
     assert (result is not None, driver.parts.tracker.status) == (times == 0, "interrupted" if times else "finished")
     assert [p.name for p in list_checkpoints(config.run_dir)] == [["step-000005"], ["step-000002"], []][times]
     assert driver.parts.rollouts.stopped
+
+
+def test_actors_and_tracker_are_ended_at_once(tmp_path: Path) -> None:
+    """Each may wait for someone who does not answer; one after the other they would take longer than Ctrl-C may."""
+    both = threading.Barrier(2)
+
+    class LateRollouts(FakeRollouts):
+        async def stop(self) -> None:
+            await asyncio.to_thread(both.wait, 10)
+
+    class LateTracker(FakeTracker):
+        def finish(self, status: str) -> None:
+            both.wait(10)
+
+    driver = make_driver(make_config(tmp_path), rollouts=LateRollouts(), tracker=LateTracker())
+    assert asyncio.run(asyncio.wait_for(run_with_signals(driver, None), 30)) is not None

@@ -1,7 +1,7 @@
 """The fleet's states, without Ray."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoner_ray.errors import EnvironmentProblem
@@ -54,6 +54,7 @@ def test_a_retired_engine_stays_retired() -> None:
     assert fleet.names(State.STALE) == ["e0"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([e for e in Event if e is not Event.RETIRED]), max_size=40))
 def test_no_history_makes_an_unsynced_engine_routable(events: list[Event]) -> None:
     """Whatever happens, an engine is routable only if a sync came after its last restart."""
