@@ -16,7 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = {"cpu": {"torchvision", "torchaudio", "torchcodec", "llm", "llama-cpp-python"}, "gpu": {"llm", "llama-cpp-python"}}
+LEFT_OUT = {
+    "cpu": {"torchvision", "torchaudio", "torchcodec", "llm", "llama-cpp-python", "spacy"},
+    "gpu": {"llm", "llama-cpp-python", "spacy"},
+}
 
 
 def lock(node: str) -> dict[str, str]:
