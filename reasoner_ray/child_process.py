@@ -16,7 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pickle import UnpicklingError
 from typing import Any
@@ -119,6 +119,25 @@ def run(entry: str, pipe_fd: str, *arguments: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected; a core file of each would fill the disk
     module, _, function = entry.partition(":")
     getattr(importlib.import_module(module), function)(Connection(int(pipe_fd)), *arguments)
+
+
+def serve(pipe: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
+    """The child's side of ``wait_until_ready`` and ``request``: ``make`` what answers, then answer until the pipe closes.
+
+    A ``ReasonerError`` of ``make`` is sent in place of the word that all is ready.
+    """
+    try:
+        answer = make()
+    except ReasonerError as error:
+        pipe.send(error)
+        return
+    pipe.send(None)
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:  # the parent closed it
+            return
+        pipe.send(answer(message))
 
 
 def _guard_group(pipe_fd: int) -> None:

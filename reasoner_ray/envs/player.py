@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from reasoner_ray import child_process
 from reasoner_ray.errors import ConfigError, EnvironmentProblem, ReasonerError
 from reasoner_ray.registry import load_dotted, suggest
 
@@ -167,22 +168,20 @@ def serve(pipe: Connection, spec: str) -> None:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     player = Player(EnvironmentSpec(**json.loads(spec)))
-    try:
-        player.make()
-    except ReasonerError as error:
-        pipe.send(error)
-        return
-    pipe.send(None)
-    while True:
+
+    def answer(request: tuple[str, Any]) -> StepResult | EnvironmentFailure:
+        method, argument = request
         try:
-            method, argument = pipe.recv()
-        except EOFError:  # the parent closed it
-            player.close()
-            return
-        try:
-            pipe.send(player.reset(argument) if method == "reset" else player.step(argument))
+            return player.reset(argument) if method == "reset" else player.step(argument)
         except EnvironmentFailure as failure:
-            pipe.send(EnvironmentFailure(failure.error_type, str(failure)))  # without its cause, which may not travel
+            return EnvironmentFailure(failure.error_type, str(failure))  # without its cause, which may not travel
+
+    def build() -> Callable[[tuple[str, Any]], StepResult | EnvironmentFailure]:
+        player.make()
+        return answer
+
+    child_process.serve(pipe, build)
+    player.close()
 
 
 def _make(spec: EnvironmentSpec) -> gymnasium.Env[str, str]:

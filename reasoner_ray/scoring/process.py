@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from reasoner_ray import child_process
 from reasoner_ray.child_process import ChildDied, ChildProcess
 from reasoner_ray.errors import EnvironmentProblem, ReasonerError
 from reasoner_ray.scoring.base import Answer, CompositeScorer, Score, Term
@@ -50,15 +51,9 @@ class GraderProcess(ChildProcess):
 def serve(pipe: Connection, terms: str) -> None:
     """The child's side: build the scorers, then judge answers until the pipe closes."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    try:
+
+    def build() -> Callable[[tuple[Answer, Item]], Score]:
         composite = CompositeScorer([Term(**term) for term in json.loads(terms)])
-    except ReasonerError as error:
-        pipe.send(error)
-        return
-    pipe.send(None)
-    while True:
-        try:
-            answer, item = pipe.recv()
-        except EOFError:  # the parent closed the pool
-            return
-        pipe.send(composite.score(answer, item))
+        return lambda request: composite.score(*request)
+
+    child_process.serve(pipe, build)

@@ -7,7 +7,7 @@ import random
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from reasoner_ray.envs.text.food_preparation import DISCOUNT, LIMIT, WORDINGS, FoodPreparation, State
+from reasoner_ray.envs.text.food_preparation import WORDINGS, FoodPreparation, State
 from reasoner_ray.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def test_states_observations_and_the_optimum() -> None:
     distance = explore()
     env = FoodPreparation()
     assert len(distance) == 28 and sum(s.done for s in distance) == 1
-    assert len({env._machine[s].observation for s in distance if not s.done}) == 18
+    assert len({env.rules.observe(s) for s in distance if not s.done}) == 18
     assert min(n for s, n in distance.items() if s.done) == 6
     assert all(s.admissible() for s in distance)
 
@@ -47,14 +47,14 @@ def test_the_optimum_is_played() -> None:
 def test_a_random_policy_by_dynamic_programming() -> None:
     """1.7 % success and a return of 0.0032 by the rules; 1.5 % and 0.0029 are reported for the original with its quirk."""
     reach, success, value = {State(): 1.0}, 0.0, 0.0
-    for t in range(LIMIT):
+    for t in range(FoodPreparation.limit):
         new: dict[State, float] = {}
         for state, p in reach.items():
             actions = state.admissible()
             for after in map(state.after, actions):
                 share = p / len(actions)
                 if after.done:
-                    success, value = success + share, value + DISCOUNT**t * share
+                    success, value = success + share, value + FoodPreparation.discount**t * share
                 else:
                     new[after] = new.get(after, 0.0) + share
         reach = new
@@ -66,19 +66,19 @@ def test_every_wording_is_the_same_machine_in_other_words(wording: str) -> None:
     env = FoodPreparation(wording)
     check_env(env, skip_render_check=True)
     plain = FoodPreparation()
-    assert env._machine.keys() == plain._machine.keys()
-    for state, place in env._machine.items():
-        assert list(place.after.values()) == list(plain._machine[state].after.values())
-        assert place.observation.endswith("Your next step is to") and WORDINGS[wording].thing in place.observation
+    for state in explore():
+        observation = env.rules.observe(state)
+        assert list(env.rules.actions(state).values()) == list(plain.rules.actions(state).values())
+        assert observation.endswith("Your next step is to") and WORDINGS[wording].thing in observation
 
 
 def test_nonsense_keeps_the_state_and_time_runs_out() -> None:
     env = FoodPreparation()
     first, _ = env.reset()
-    for turn in range(LIMIT):
+    for turn in range(env.limit):
         observation, reward, terminated, truncated, info = env.step("dance")
         assert (observation, reward, terminated, info["invalid"]) == (first, 0.0, False, True)
-        assert truncated == (turn == LIMIT - 1)
+        assert truncated == (turn == env.limit - 1)
 
 
 def test_sampled_episodes_stay_within_the_rules() -> None:

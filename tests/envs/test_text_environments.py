@@ -21,7 +21,6 @@ from reasoner_ray.envs.text.base import FiniteEnvironment
 from tests.envs.exhaustive import reachable
 
 FINITE = sorted(name for name, entry_point in ENTRY_POINTS.items() if entry_point.startswith(BUILT_IN))
-OVER_RULES = [name for name in FINITE if name != "FoodPreparation"]
 
 
 def make(name: str) -> FiniteEnvironment:  # type: ignore[type-arg]
@@ -42,7 +41,7 @@ def test_an_id_is_found_without_an_import() -> None:
     assert "open the microwave" in answer.stdout
 
 
-@pytest.mark.parametrize("name", OVER_RULES)
+@pytest.mark.parametrize("name", FINITE)
 def test_every_state_has_distinct_actions_and_a_text_that_one_continues(name: str) -> None:
     env = make(name)
     for state, done in reachable(env.rules).items():
@@ -66,7 +65,7 @@ def test_random_episodes_keep_to_the_interface(name: str) -> None:
             over = terminated or truncated
 
 
-@pytest.mark.parametrize("name", OVER_RULES)
+@pytest.mark.parametrize("name", FINITE)
 @settings(deadline=None)
 @given(text=st.text())
 def test_any_text_is_survived_and_no_action_keeps_the_state(name: str, text: str) -> None:
@@ -78,7 +77,7 @@ def test_any_text_is_survived_and_no_action_keeps_the_state(name: str, text: str
         assert (observation, terminated, truncated, after["admissible"]) == (before, False, False, info["admissible"])
 
 
-@pytest.mark.parametrize("name", OVER_RULES)
+@pytest.mark.parametrize("name", FINITE)
 def test_info_may_be_written_into(name: str) -> None:
     env = make(name)
     _, info = env.reset()
@@ -91,7 +90,7 @@ def test_info_may_be_written_into(name: str) -> None:
     assert info["admissible"] == offered and "discounted_return" in info["metrics"]
 
 
-@pytest.mark.parametrize("name", OVER_RULES)
+@pytest.mark.parametrize("name", FINITE)
 def test_outside_an_episode_there_are_no_steps(name: str) -> None:
     env = make(name)
     with pytest.raises(ResetNeeded):
@@ -104,7 +103,7 @@ def test_outside_an_episode_there_are_no_steps(name: str) -> None:
         env.step("nonsense")
 
 
-@pytest.mark.parametrize("name", OVER_RULES)
+@pytest.mark.parametrize("name", FINITE)
 def test_a_copy_goes_its_own_way(name: str) -> None:
     env, source = make(name), random.Random(1)
     _, info = env.reset()

@@ -1,17 +1,15 @@
 """Food Preparation: carry a thing to an appliance, open it, put the thing in, close it (VirtualHome's task in TWOSOME and POAD).
 
 Rebuilt from its rules as a finite state machine. A state is (room, held, near the thing, near the appliance, appliance open,
-thing inside); only the kitchen has anything to see. The whole machine is laid out once, so that a step is a look-up.
+thing inside); only the kitchen has anything to see.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
-import gymnasium
-from gymnasium import spaces
-
+from reasoner_ray.envs.text.base import FiniteEnvironment, Machine, Outcome, Rules
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.registry import suggest
 
@@ -19,9 +17,6 @@ KITCHEN, LIVING_ROOM, BATHROOM, BEDROOM = range(4)
 ROOMS = ("kitchen", "living room", "bathroom", "bedroom")
 GO = {0: LIVING_ROOM, 1: KITCHEN, 2: BATHROOM, 3: BEDROOM}  # action -> room
 TO_THING, TO_APPLIANCE, GRAB, PUT, OPEN, CLOSE = range(4, 10)
-LIMIT = 50
-DISCOUNT = 0.95
-"""An episode's return is reported as ``DISCOUNT ** (actions - 1)`` where it succeeds."""
 
 
 class Wording(NamedTuple):
@@ -94,26 +89,30 @@ class State(NamedTuple):
         return self
 
 
-class _Place(NamedTuple):
-    """A state laid out in words."""
+class FoodRules(Rules[State, State]):
+    """The machine in the words of ``wording``. An action is laid out as the state it leads to."""
 
-    observation: str
-    actions: tuple[str, ...]
-    after: dict[str, State]
+    start = State()
+
+    def __init__(self, wording: Wording) -> None:
+        self.wording = wording
+
+    def actions(self, state: State) -> dict[str, State]:
+        """The admissible ones, in the order of their numbers in ``State.admissible``."""
+        return {_action(self.wording, action): state.after(action) for action in state.admissible()}
+
+    def outcome(self, state: State, action: State, budget: int) -> Outcome[State]:
+        """A reward of 1 at the goal, else none."""
+        return Outcome(action, float(action.done), action.done)
+
+    def observe(self, state: State) -> str:
+        """Only the kitchen has anything to see."""
+        return _observation(self.wording, state)
 
 
-@lru_cache(maxsize=len(WORDINGS))
-def _machine(wording: Wording) -> dict[State, _Place]:
-    """Every reachable state of a wording."""
-    found: dict[State, _Place] = {}
-    waiting = [State()]
-    while waiting:
-        state = waiting.pop()
-        if state not in found:
-            after = {_action(wording, action): state.after(action) for action in state.admissible()}
-            found[state] = _Place(_observation(wording, state), tuple(after), after)
-            waiting += [] if state.done else after.values()
-    return found
+@cache
+def _machine(wording: Wording) -> Machine[State, State]:
+    return Machine(FoodRules(wording))
 
 
 def _action(wording: Wording, action: int) -> str:
@@ -152,48 +151,18 @@ def _observation(wording: Wording, state: State) -> str:
     return " ".join([*says, "Your next step is to"])
 
 
-class FoodPreparation(gymnasium.Env[str, str]):
+class FoodPreparation(FiniteEnvironment[State, State]):
     """Heat up a pancake in the microwave, or its like in another ``wording`` (see ``WORDINGS``).
 
     Reward 1 when the thing is shut away in the appliance, which ends the episode; 50 actions cut it. The shortest way takes
     six: a discounted return of 0.95^5 = 0.7738. An action outside ``info["admissible"]`` keeps the state and costs its time.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own form
+    limit = 50
+    discount = 0.95
 
     def __init__(self, wording: str = "pancake") -> None:
         """Raises ``ConfigError`` for an unknown wording."""
         if wording not in WORDINGS:
             raise ConfigError(f"task.args.kwargs.wording: unknown wording {wording!r}; {suggest(wording, list(WORDINGS))}")
-        self._machine = _machine(WORDINGS[wording])
-        characters = frozenset("".join(text for place in self._machine.values() for text in (place.observation, *place.actions)))
-        self.observation_space = spaces.Text(max(len(place.observation) for place in self._machine.values()), charset=characters)
-        self.action_space = spaces.Text(80, charset=characters)
-        self.state, self.time = State(), 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Begin in the kitchen; every episode begins alike."""
-        super().reset(seed=seed)
-        self.state, self.time = State(), 0
-        place = self._machine[self.state]
-        return place.observation, self._info(place, valid=True)
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Act; surrounding space in ``action`` does not matter."""
-        before = self._machine[self.state]
-        after = before.after.get(action) or before.after.get(action.strip())
-        self.time += 1
-        if after is not None:
-            self.state = after
-        place, done = self._machine[self.state], self.state.done
-        cut = self.time >= LIMIT and not done
-        return place.observation, float(done), done, cut, self._info(place, valid=after is not None)
-
-    def _info(self, place: _Place, *, valid: bool) -> dict[str, Any]:
-        done = self.state.done
-        return {
-            "admissible": [] if done else list(place.actions),
-            "success": done,
-            "invalid": not valid,
-            "metrics": {"discounted_return": DISCOUNT ** (self.time - 1) if done else 0.0},
-        }
+        super().__init__(_machine(WORDINGS[wording]))
