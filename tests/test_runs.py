@@ -158,6 +158,7 @@ def test_a_run_trains_tracks_and_exports(straight: Run, tiny_model_dir: Path) ->
     assert (straight.folder / "samples.jsonl").read_text().count('"answer"') >= STEPS
 
 
+@pytest.mark.long
 def test_evaluating_the_exported_model_gives_the_runs_last_accuracy(straight: Run) -> None:
     folder = straight.folder
     command = [sys.executable, "-m", "reasoner_ray.cli", "eval", str(folder / "config.yaml"), f"--model={folder / 'model'}"]
@@ -171,6 +172,7 @@ def test_evaluating_the_exported_model_gives_the_runs_last_accuracy(straight: Ru
         assert found[name] == pytest.approx(last[name], rel=1e-3), name  # four digits are printed
 
 
+@pytest.mark.long
 def test_a_driver_killed_twice_resumes_to_bit_equal_weights(
     straight: Run, tmp_path: Path, tiny_model_dir: Path, start: Callable[..., Run]
 ) -> None:

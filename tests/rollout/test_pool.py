@@ -78,6 +78,7 @@ async def refuses_what_has_no_room(pool: Any, ray: Any, monkeypatch: pytest.Monk
     assert list(pool.processes) == pool.fleet.routable == ["engine-0", "engine-1"]
 
 
+@pytest.mark.long
 def test_a_pool_survives_kills_and_changes_of_size(ray_cluster: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pool, one story: starting engines is what takes the time here."""
     from transformers import AutoModelForCausalLM
