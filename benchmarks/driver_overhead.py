@@ -5,6 +5,8 @@ Asynchrony: log-normal group durations (sigma 1), max_staleness 0 against 4, alt
 once and the others wait, as they do for a real engine's memory, so that more groups under way are no more engines. Group durations
 are such that all slots together generate a step's groups in ``--share`` of the learner's step (1: as fast as it learns). Without
 the tail of the durations asynchrony could then bring no more than ``1 + share`` (share <= 1); what it brings beyond that is the tail.
+The more slots, the longer a group takes in steps of the learner; once groups of the tail outlast ``max_staleness`` steps the learner
+has to wait for them, whatever the engines do. Several values of ``--slots`` show both.
 """
 
 from __future__ import annotations
@@ -186,48 +188,61 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=60, help="steps of each asynchronous run")
     parser.add_argument("--step-s", type=float, default=1.0, help="seconds of a learner's step")
-    parser.add_argument("--slots", type=int, default=3, help="groups an engine works on at once; 3: all 25 of a step but one")
-    parser.add_argument("--share", type=float, default=1.0, help="a step's generation with all slots busy, in steps of the learner")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 3], help="groups an engine works on at once; 3: all of a step but one")
+    parser.add_argument("--share", type=float, default=0.8, help="a step's generation with all slots busy, in steps of the learner")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    group_s = args.share * args.step_s * ENGINES * args.slots / GROUPS
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as out:
-        steps = args.trajectories // 200
-        times = run(job(out, steps), GROUPS, 0.0, 0.0)
-        tenth = max(1, steps // 10)
-        durations = [b - a for a, b in zip([0.0, *times.ended], times.ended, strict=False)]
-        per_trajectory = [1000 * d / 200 for d in durations]
-        pairs = []
-        for repeat in range(args.repeats):
-            sides = {}
-            for staleness in (0, 4):
-                config = job(out, args.steps, max_staleness=staleness).model_copy(update={"name": f"async-{repeat}-{staleness}"})
-                sides[staleness] = run(config, args.slots, group_s, args.step_s)
-            pairs.append(sides)
+        overhead = measure_overhead(out, args.trajectories // 200)
+        asynchrony: dict[str, Any] = {}
+        for slots in args.slots:
+            asynchrony |= measure_asynchrony(out, slots, args)
     ray.shutdown()
-    ratios = [p[0].ended[-1] / p[4].ended[-1] for p in pairs]
-    idle = [statistics.fmean(p[4].idle[5:]) for p in pairs]
     record(
         "driver_overhead",
         settings={
             "trajectories": args.trajectories,
             "steps": args.steps,
-            "group_mean_s": group_s,
             "learn_s": args.step_s,
             "generation_over_learning": args.share,
             "engines": ENGINES,
-            "slots_per_engine": args.slots,
             "groups_per_step": GROUPS,
         },
-        figures={
-            "ms_per_trajectory": statistics.fmean(per_trajectory),
-            "ms_per_trajectory_first_tenth": statistics.fmean(per_trajectory[:tenth]),
-            "ms_per_trajectory_last_tenth": statistics.fmean(per_trajectory[-tenth:]),
-            "throughput_ratio_staleness_4_to_0": ratios,
-            "learner_idle_share_staleness_4": idle,
-        },
+        figures=overhead | asynchrony,
     )
+
+
+def measure_overhead(out: str, steps: int) -> dict[str, Any]:
+    """Groups that take no time."""
+    times = run(job(out, steps), GROUPS, 0.0, 0.0)
+    tenth = max(1, steps // 10)
+    durations = [b - a for a, b in zip([0.0, *times.ended], times.ended, strict=False)]
+    per_trajectory = [1000 * d / 200 for d in durations]
+    return {
+        "ms_per_trajectory": statistics.fmean(per_trajectory),
+        "ms_per_trajectory_first_tenth": statistics.fmean(per_trajectory[:tenth]),
+        "ms_per_trajectory_last_tenth": statistics.fmean(per_trajectory[-tenth:]),
+    }
+
+
+def measure_asynchrony(out: str, slots: int, args: argparse.Namespace) -> dict[str, Any]:
+    """On-policy and asynchronous runs in turns, engines with ``slots`` slots each."""
+    group_s = args.share * args.step_s * ENGINES * slots / GROUPS
+    ratios, idle = [], []
+    for repeat in range(args.repeats):
+        sides = {}
+        for staleness in (0, 4):
+            name = f"async-{slots}-{repeat}-{staleness}"
+            config = job(out, args.steps, max_staleness=staleness).model_copy(update={"name": name})
+            sides[staleness] = run(config, slots, group_s, args.step_s)
+        ratios.append(sides[0].ended[-1] / sides[4].ended[-1])
+        idle.append(statistics.fmean(sides[4].idle[5:]))
+    return {
+        f"slots_{slots}_group_mean_s": group_s,
+        f"slots_{slots}_throughput_ratio_staleness_4_to_0": ratios,
+        f"slots_{slots}_learner_idle_share_staleness_4": idle,
+    }
 
 
 if __name__ == "__main__":
