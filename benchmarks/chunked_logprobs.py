@@ -64,6 +64,7 @@ def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--entropy-tokens", type=int, default=4096, help="with the entropy; plainly it takes three times the memory")
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--width", type=int, default=896, help="hidden size; 896: Qwen2.5-0.5B")
     parser.add_argument("--chunk", type=int, default=1024, help="positions' worth of logits kept; 1024: learner.logprob_chunk")
@@ -78,7 +79,8 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for i in range(args.repeats):
         for side in reversed(SIDES) if i % 2 else SIDES:
-            options = [f"--{key}={value}" for key, value in shape.items()]
+            tokens = args.entropy_tokens if side.endswith(WITH_ENTROPY) else args.tokens
+            options = [f"--{key}={value}" for key, value in (shape | {"tokens": tokens}).items()]
             command = [sys.executable, "-m", "benchmarks.chunked_logprobs", f"--side={side}", *options]
             results[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     seconds = {side: [r["seconds"] for r in rows] for side, rows in results.items()}
@@ -86,7 +88,13 @@ def main() -> None:
     memory = {side: [r["bytes"] / 2**30 for r in rows] for side, rows in results.items()}
     record(
         "chunked_logprobs",
-        settings={**shape, "repeats": args.repeats, "dtype": "float32", "threads": torch.get_num_threads()},
+        settings={
+            **shape,
+            "tokens_with_entropy": args.entropy_tokens,
+            "repeats": args.repeats,
+            "dtype": "float32",
+            "threads": torch.get_num_threads(),
+        },
         figures={
             **{f"seconds_{side}": values for side, values in seconds.items()},
             **{f"cpu_seconds_{side}": values for side, values in cpu.items()},
