@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from reasoner_ray.data.records import Record, read_hub, read_records
-from reasoner_ray.data.tasks import Item, Message, Task, is_held_out, register_task
+from reasoner_ray.data.tasks import Item, Message, Task, is_held_out, register_task, stable_hash
 from reasoner_ray.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class QuestionTask(Task):
 
     With a ``path`` alone, records are divided by the hash of their question, ``held_out_fraction`` of them held out.
     Of the training records, the first ``shots`` that have a worked solution become the fixed examples of every prompt.
+    ``held_out_size`` keeps a fixed sample of the held-out records, chosen by the hash of their questions.
     """
 
     hub: str | None = None
@@ -71,6 +72,7 @@ class QuestionTask(Task):
         path: str | None = None,
         held_out_path: str | None = None,
         held_out_fraction: float = 0.05,
+        held_out_size: int | None = None,
         style: str = "chat",
         instruction: str = BOXED,
         shots: int = 0,
@@ -78,7 +80,10 @@ class QuestionTask(Task):
         del seed  # the order is the driver's business
         if path is None and (held_out_path is not None or self.hub is None):
             raise ConfigError("task.args.path: must be given")
+        if held_out_size is not None and held_out_size < 1:
+            raise ConfigError(f"task.args.held_out_size: must be at least 1 (got {held_out_size})")
         self._path, self._held_out_path, self._fraction = path, held_out_path, held_out_fraction
+        self._held_out_size = held_out_size
         self._style, self._instruction, self._n_shots = check_style(style), instruction, shots
 
     @abstractmethod
@@ -117,7 +122,13 @@ class QuestionTask(Task):
             raise ConfigError(f"task.args.shots: only {len(examples)} training records have a worked solution to show")
         shots = [(self.question(r), self.worked(r) or "") for r in examples]
         shown = {r.id for r in examples}
-        return [self._item(r, shots) for r in train if r.id not in shown], [self._item(r, shots) for r in held_out]
+        return [self._item(r, shots) for r in train if r.id not in shown], [self._item(r, shots) for r in self._sample(held_out)]
+
+    def _sample(self, held_out: list[Record]) -> list[Record]:
+        """Those with the smallest hashes, in their order; all of them where no size is asked for."""
+        chosen = sorted(held_out, key=lambda r: stable_hash(self.question(r)))[: self._held_out_size]
+        kept = {r.id for r in chosen}
+        return [r for r in held_out if r.id in kept]
 
     def _usable(self, records: list[Record]) -> list[Record]:
         usable = [r for r in records if self.is_usable(r)]

@@ -64,15 +64,18 @@ class Task(ABC):
 
         Raises ``DataError`` where the prompt is a chat and the tokenizer has no chat template.
         """
-        if isinstance(item.prompt, str):
-            return [int(t) for t in tokenizer.encode(item.prompt)]
-        if not getattr(tokenizer, "chat_template", None):
-            raise DataError(
-                f"item {item.id} is a chat, but the tokenizer has no chat template; set task.args.style=text or use a chat model"
-            )
-        text = tokenizer.apply_chat_template(item.prompt, add_generation_prompt=True, tokenize=False)
-        # The template writes its own begin-of-text token; adding special tokens again would double it.
-        return [int(t) for t in tokenizer.encode(str(text), add_special_tokens=False)]
+        return render(item, tokenizer)
+
+
+def render(item: Item, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of an item's prompt, as ``Task.render`` gives them. Raises ``DataError``."""
+    if isinstance(item.prompt, str):
+        return [int(t) for t in tokenizer.encode(item.prompt)]
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(f"item {item.id} is a chat, but the tokenizer has no chat template; set task.args.style=text or use a chat model")
+    text = tokenizer.apply_chat_template(item.prompt, add_generation_prompt=True, tokenize=False)
+    # The template writes its own begin-of-text token; adding special tokens again would double it.
+    return [int(t) for t in tokenizer.encode(str(text), add_special_tokens=False)]
 
 
 TASKS: Registry[Callable[..., Task]] = Registry("task", "task.name")

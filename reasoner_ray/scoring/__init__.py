@@ -1,6 +1,6 @@
 """Scorers and the processes that run them. Importing this package registers the built-in scorers."""
 
-from reasoner_ray.scoring import exact_match, format, math, reasoning_gym
+from reasoner_ray.scoring import deduction, exact_match, format, math, number_game, reasoning_gym
 from reasoner_ray.scoring.base import Answer, AnswerScorer, CompositeScorer, Score, Term, register_scorer
 
 __all__ = [
@@ -9,9 +9,11 @@ __all__ = [
     "CompositeScorer",
     "Score",
     "Term",
+    "deduction",
     "exact_match",
     "format",
     "math",
+    "number_game",
     "reasoning_gym",
     "register_scorer",
 ]

@@ -157,3 +157,15 @@ def test_the_real_sets_load(data_dir: Path, name: str, files: tuple[str, str], c
     task = task_of(name, data_dir / files[0], held_out_path=str(data_dir / files[1]))
     assert (len(task.train()), len(task.held_out())) == counts
     assert not {str(i.prompt) for i in task.train()} & {str(i.prompt) for i in task.held_out()}
+
+
+def test_a_fixed_sample_of_the_held_out_records(data_dir: Path) -> None:
+    paths = {"path": str(data_dir / "math/math12k_train.jsonl.gz"), "held_out_path": str(data_dir / "math/math500_test.jsonl")}
+    whole = get_task(TaskConfig(name="math", args=paths)).held_out()
+    sample = get_task(TaskConfig(name="math", args={**paths, "held_out_size": 100}), seed=4).held_out()
+    smaller = get_task(TaskConfig(name="math", args={**paths, "held_out_size": 40})).held_out()
+    assert (len(sample), len(smaller)) == (100, 40)
+    assert {i.id for i in smaller} < {i.id for i in sample} < {i.id for i in whole}
+    assert [i.id for i in sample] == [i.id for i in whole if i.id in {s.id for s in sample}]
+    with pytest.raises(ConfigError, match=r"task\.args\.held_out_size: must be at least 1"):
+        get_task(TaskConfig(name="math", args={**paths, "held_out_size": 0}))

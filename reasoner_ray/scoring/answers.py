@@ -1,0 +1,76 @@
+"""Final answers: read from a solution's text, and grouped for votes by mathematical equality."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from reasoner_ray.data.math import last_boxed
+from reasoner_ray.data.tasks import Item
+from reasoner_ray.scoring.base import Answer, Score, Term
+from reasoner_ray.scoring.graders import GraderPool
+
+COMPARE_SECONDS = 5.0
+"""How long comparing two answers may take before its process is killed; they then count as different."""
+_ANSWER_IS = re.compile(r"(?:answer is:?|####)[ \t]*([^\n]+)", re.IGNORECASE)
+
+
+def final_answer(text: str) -> str:
+    """A solution's answer: its last box, else what follows the last ``answer is`` or ``####``, else its last line; '' for none."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    said = _ANSWER_IS.findall(text)
+    lines = text.strip().splitlines()
+    last = str(said[-1]) if said else lines[-1] if lines else ""
+    return last.strip().removesuffix(".").strip()
+
+
+def group_answers(answers: Sequence[str], *, mathematical: bool = True) -> list[int]:
+    """The group of each answer: equal ones share a number; groups count from 0 in the order in which they first come.
+
+    Answers are equal where their texts are, white space aside, or, if ``mathematical``, where math-verify finds their values
+    equal (``1/2``, ``0.5``, ``\\frac{1}{2}``). What cannot be read as mathematics, or takes longer than ``COMPARE_SECONDS``, is
+    equal to the same text alone. Comparisons run in a process of their own, started by the first call that needs one; it blocks,
+    so coroutines call it in a thread. Raises ``EnvironmentProblem`` where math-verify is not installed.
+    """
+    texts = [" ".join(answer.split()) for answer in answers]
+    group_of: dict[str, int] = {}
+    readable: dict[int, str] = {}  # one text of each group that can be compared
+    for text in dict.fromkeys(texts):
+        group = _group_of(text, readable) if mathematical and text else None
+        if group is None:
+            group = len(set(group_of.values()))
+            if mathematical and text and len(set(texts)) > 1 and _is_readable(text):
+                readable[group] = text
+        group_of[text] = group
+    return [group_of[text] for text in texts]
+
+
+def _group_of(text: str, readable: dict[int, str]) -> int | None:
+    """The group whose answer equals ``text``; None where there is none, or where the comparison fails."""
+    for group, other in readable.items():
+        score = _compare(other, text)
+        if score.status != "ok":  # one that hangs with this one will hang with the next
+            return None
+        if score.value == 1.0:
+            return group
+    return None
+
+
+@lru_cache(maxsize=65_536)
+def _is_readable(text: str) -> bool:
+    """Whether math-verify finds it equal to itself in time."""
+    score = _compare(text, text)
+    return score.status == "ok" and score.value == 1.0
+
+
+@lru_cache(maxsize=65_536)
+def _compare(reference: str, text: str) -> Score:
+    return _pool().submit(Answer(text=f"\\boxed{{{text}}}"), Item(id="answer", prompt="", answer=f"\\boxed{{{reference}}}")).result()
+
+
+@lru_cache(maxsize=1)
+def _pool() -> GraderPool:
+    return GraderPool([Term("math")], timeout_s=COMPARE_SECONDS)
