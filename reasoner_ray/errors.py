@@ -31,6 +31,10 @@ class NonFiniteError(ReasonerError):
     """A loss or gradient was NaN or infinite; names the file that holds the offending batch."""
 
 
+class ScoringError(ReasonerError):
+    """A scorer of steps raised, or its scores do not fit the steps; names the scorer."""
+
+
 class EnvironmentProblem(ReasonerError):
     """The machine lacks something (a package, shared memory, a free port, a Ray cluster)."""
 

@@ -21,7 +21,7 @@ from reasoner_ray.rollout.engine import (
     Sampling,
     check_room,
     next_token_params,
-    read_completion,
+    read_completions,
     read_next_logprobs,
     read_prompt_logprobs,
     refuse,
@@ -84,7 +84,7 @@ class AsyncEngine:
         """See ``Engine.generate``; requests start in the order they come."""
         room = check_room(prompt, self._settings.max_context, self._vocabulary)
         output = await self._submit(prompt, sampling_params(sampling, n, room), n)
-        return [read_completion(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
+        return read_completions(output)
 
     async def prompt_logprobs(self, tokens: Sequence[int]) -> list[float]:
         """See ``Engine.prompt_logprobs``."""

@@ -57,6 +57,7 @@ class Generation:
     logprobs: list[float]  # [L], nats, of the distribution sampled from
     versions: list[int]  # [L], policy version that sampled each token
     finish_reason: Literal["stop", "length"]
+    cached: int | None = None  # tokens of the prompt that the engine had computed before; None: it cannot tell (n > 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +273,14 @@ def check_room(prompt: Sequence[int], max_context: int, vocabulary: int) -> int:
     return room
 
 
-def read_completion(completion: CompletionOutput) -> Generation:
+def read_completions(output: RequestOutput) -> list[Generation]:
+    """The sequences of a finished request, in order. Raises ``RequestAborted`` where one was aborted."""
+    # vLLM runs a sequence as a request of its own and reports the cache hits of whichever ended last.
+    cached = output.num_cached_tokens if len(output.outputs) == 1 else None
+    return [read_completion(completion, cached) for completion in sorted(output.outputs, key=lambda c: c.index)]
+
+
+def read_completion(completion: CompletionOutput, cached: int | None = None) -> Generation:
     """A finished sequence of vLLM as a ``Generation``. Raises ``RequestAborted`` where it was aborted."""
     if completion.finish_reason not in ("stop", "length"):
         raise RequestAborted(f"a request ended with {completion.finish_reason!r}")
@@ -286,6 +294,7 @@ def read_completion(completion: CompletionOutput) -> Generation:
         logprobs=[float(x) for x in logprobs.logprobs],
         versions=versions,
         finish_reason="stop" if completion.finish_reason == "stop" else "length",
+        cached=cached,
     )
 
 

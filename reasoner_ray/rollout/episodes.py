@@ -24,8 +24,9 @@ from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from reasoner_ray.config import AgentConfig
+    from reasoner_ray.config import AgentConfig, JobConfig
     from reasoner_ray.envs.host import HostPool
+    from reasoner_ray.labels.grading import WorkerGrader
     from reasoner_ray.rollout.admissible import CandidateScorer
 
 
@@ -45,6 +46,8 @@ class EpisodeContext:
     candidates: CandidateScorer
     hosts: HostPool
     seed: int = 0
+    grader: WorkerGrader | None = None  # judges answers where an episode must know whether they are right
+    config: JobConfig | None = None  # the whole job, for episodes with a section of their own
     on_request: Callable[[], None] = field(default=lambda: None)  # called before each: the worker counts and drops groups by it
 
     async def generate(self, tokens: Sequence[int], n: int = 1) -> list[Generation]:

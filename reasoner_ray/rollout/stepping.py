@@ -29,7 +29,7 @@ from reasoner_ray.rollout.engine import (
     Sampling,
     check_room,
     next_token_params,
-    read_completion,
+    read_completions,
     read_next_logprobs,
     read_prompt_logprobs,
     refuse,
@@ -111,7 +111,7 @@ class SteppingEngine:
         """See ``Engine.generate``."""
         room = check_room(prompt, self._settings.max_context, self._vocabulary)
         output = await self._submit(prompt, sampling_params(sampling, n, room), order)
-        return [read_completion(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
+        return read_completions(output)
 
     async def prompt_logprobs(self, tokens: Sequence[int]) -> list[float]:
         """See ``Engine.prompt_logprobs``."""

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from reasoner_ray.config import JobConfig
 from reasoner_ray.data.tasks import Item, get_task
 from reasoner_ray.envs.host import HostPool
+from reasoner_ray.labels import episode as label_episodes  # noqa: F401 - registers its episode
+from reasoner_ray.labels.grading import WorkerGrader
 from reasoner_ray.rollout import agents  # noqa: F401 - registers its episodes
 from reasoner_ray.rollout.admissible import CandidateScorer
 from reasoner_ray.rollout.engine import Engine, EngineSettings, RequestAborted, Sampling
-from reasoner_ray.rollout.episodes import EPISODES, EpisodeContext
+from reasoner_ray.rollout.episodes import EPISODES, EpisodeContext, single_turn
+from reasoner_ray.search import episode as search_episodes  # noqa: F401 - registers its episodes
 from reasoner_ray.sync.buckets import Bucket
 from reasoner_ray.trajectory import ENV_VERSION, Trajectory
 
@@ -52,8 +55,11 @@ class RolloutWorker:
         self._tokenizer = tokenizer
         self._task = get_task(config.task, config.seed)
         self._episode = EPISODES.get(config.rollout.episode)
+        # Evaluations and probes look at the bare policy; `reasoner search` is what evaluates a search.
+        self._plain = single_turn if config.rollout.episode == "search" else self._episode
         self._candidates = CandidateScorer(engine, config.rollout.temperature)
         self._hosts = HostPool(config.rollout.agent.max_processes)
+        self._grader = WorkerGrader(config)
         self._slots = asyncio.Semaphore(config.rollout.max_groups_per_worker)
         self._aborts = 0
         self._arrived = 0
@@ -100,9 +106,11 @@ class RolloutWorker:
             candidates=self._candidates,
             hosts=self._hosts,
             seed=self.config.seed,
+            grader=self._grader,
+            config=self.config,
             on_request=on_request,
         )
-        trajectories = await self._episode(context, item)
+        trajectories = await (self._episode if mode == "train" else self._plain)(context, item)
         return trajectories, {**summarise(group_id, trajectories), "seconds": time.perf_counter() - began, "engine": self.name}
 
     def _sampling(self, mode: Mode) -> Sampling:
@@ -166,8 +174,9 @@ class RolloutWorker:
         await self.engine.abort()
 
     def close(self) -> None:
-        """End the engine, its processes and those of the environments."""
+        """End the engine, its processes, those of the environments and of the graders."""
         self._hosts.close()
+        self._grader.close()
         self.engine.shutdown()
 
     def stats(self) -> dict[str, float]:

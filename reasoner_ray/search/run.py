@@ -1,0 +1,206 @@
+"""``reasoner search``: a search for each of a task's items, many at once on the rollout pool, judged only when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ray
+import yaml
+
+from reasoner_ray.config import JobConfig, to_yaml
+from reasoner_ray.data.tasks import Item, Task
+from reasoner_ray.errors import ConfigError, DataError
+from reasoner_ray.progress import show_progress
+from reasoner_ray.rollout.pool import RolloutPool
+from reasoner_ray.scoring.pool import ScorerPool
+from reasoner_ray.scoring.step_scorers import StepScorerContext
+from reasoner_ray.search.methods import get_method, make_step_scorer
+from reasoner_ray.search.results import RESULTS_FILE, ResultsFile, make_record, read_results, recorded_samples, show, summarise_results
+from reasoner_ray.search.settings import StoppingConfig
+from reasoner_ray.search.stopping import Calibration, calibrate
+from reasoner_ray.trainer.launch import IfExists, check_resources, connect, load_task
+from reasoner_ray.trainer.parts import GroupResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NOT_THE_SEARCH = ("name", "out", "kind", "algorithm", "learner", "sync", "trainer", "tracking", "cluster", "labels", "supervised")
+"""Sections that may differ where a search goes on."""
+FOLDER = "search"
+"""Where a run's folder holds its search."""
+
+
+class Rollouts(Protocol):
+    """What a run of searches asks of the rollout pool."""
+
+    def submit(self, item: Item, group_id: str, n: int) -> Any: ...
+
+    async def finish(self, call: Any) -> GroupResult: ...
+
+
+class Scorers(Protocol):
+    """What it asks of the scorer pool."""
+
+    async def score(self, result: GroupResult, item: Item) -> GroupResult: ...
+
+    async def fetch(self, result: GroupResult) -> Any: ...
+
+
+class SearchRun:
+    """The items of a run that have no line yet, many at once; each line is written when its search has ended."""
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        scorers: Scorers,
+        file: ResultsFile,
+        *,
+        in_flight: int,
+        trees: Path | None = None,
+        on_result: Callable[[dict[str, Any]], None] = lambda record: None,
+    ) -> None:
+        self._rollouts, self._scorers, self._file = rollouts, scorers, file
+        self._slots = asyncio.Semaphore(in_flight)
+        self._trees, self._on_result = trees, on_result
+
+    async def run(self, items: Sequence[Item]) -> None:
+        """Search; the first error ends the run, what was found until then is on disk. Raises what the search or a scorer raised."""
+        done = self._file.done
+        tasks = [asyncio.create_task(self._one(index, item)) for index, item in enumerate(items) if item.id not in done]
+        try:
+            for task in asyncio.as_completed(tasks):
+                await task
+        finally:
+            for left in tasks:
+                left.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, index: int, item: Item) -> None:
+        async with self._slots:
+            result = await self._rollouts.finish(self._rollouts.submit(item, f"search-{item.id}", 1))
+            trajectories, summary = await self._scorers.fetch(await self._scorers.score(result, item))
+        record = make_record(index, item, trajectories, summary["rewards"])
+        tree = trajectories[0].info["search"].get("tree")
+        if self._trees is not None and tree is not None:
+            self._trees.mkdir(exist_ok=True)
+            (self._trees / f"{index:05d}.json").write_text(json.dumps(tree, ensure_ascii=False))
+        self._file.append(record)
+        self._on_result(record)
+
+
+def search(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
+    """Run a job's searches to the end, print their summary and return it (``summarise_results``); it is in RUN/search/summary.json too.
+
+    Raises ``ReasonerError`` with what to do.
+    """
+    config, task, tokenizer = load_task(config)
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"episode": "search_solutions"})})
+    items = search_items(config, task)
+    config = new_name(config) if if_exists == "new" else config
+    folder = prepare_folder(config, if_exists)
+    file = ResultsFile(folder / RESULTS_FILE)
+    known = {item.id for item in items}
+    if strange := [record["id"] for record in file.records if record["id"] not in known]:
+        raise DataError(f"{file.path} holds item {strange[0]!r}, which is none of this job's; take --overwrite, or another name=...")
+    began = time.perf_counter()
+    connect(config)
+    try:
+        check_resources(config, ray.cluster_resources(), training=False)
+        with show_progress("items", len(items), len(file.records)) as progress:
+            asyncio.run(_search(config, items, tokenizer, file, lambda record: progress.advance(standing(file.records))))
+    finally:
+        ray.shutdown()
+    summary = {"method": config.search.method, **summarise_results(file.records), "wall_s": time.perf_counter() - began}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(show(summary))
+    return summary
+
+
+async def _search(
+    config: JobConfig,
+    items: Sequence[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    file: ResultsFile,
+    on_result: Callable[[dict[str, Any]], None],
+) -> None:
+    pool, scorers = RolloutPool(config), ScorerPool(config)
+    try:
+        await asyncio.gather(pool.start(), scorers.start(), _start_step_scorer(config, tokenizer))
+        await pool.assume_synced(version=0)
+        in_flight = config.rollout.workers * config.rollout.max_groups_per_worker
+        trees = file.path.parent / "trees" if config.search.save_trees else None
+        await SearchRun(pool, scorers, file, in_flight=in_flight, trees=trees, on_result=on_result).run(items)
+    finally:
+        await asyncio.gather(pool.stop(), scorers.stop())
+
+
+async def _start_step_scorer(config: JobConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Build the step scorer once here, so that what is wrong with it is said before any search, and its actors start for all."""
+    if not get_method(config.search).uses_scorer(config.search):
+        return
+    engine: Any = None  # it belongs to the workers, and nothing is scored here
+    scorer = make_step_scorer(config.search, StepScorerContext(config=config, engine=engine, tokenizer=tokenizer))
+    if hasattr(scorer, "start"):
+        await scorer.start()
+
+
+def standing(records: Sequence[dict[str, Any]]) -> str:
+    """How the searches so far did, in a few words."""
+    judged = [r["correct"] for r in records if r["correct"] is not None]
+    tokens = sum(r["cost"]["generated"] for r in records) / len(records)
+    return f"{f'accuracy {sum(judged) / len(judged):.1%}' if judged else 'none judged'}, {tokens:.0f} tokens an item"
+
+
+def search_items(config: JobConfig, task: Task) -> list[Item]:
+    """The first ``search.items`` of the split. Raises ``DataError`` where there is none, or two share an id."""
+    split = task.held_out() if config.search.split == "held_out" else task.train()
+    items = list(split[: config.search.items])
+    if not items:
+        raise DataError(f"task {task.name} has no {config.search.split} items to search on")
+    if len({item.id for item in items}) < len(items):
+        raise DataError(f"task {task.name}: two {config.search.split} items share an id, so results cannot be told apart")
+    return items
+
+
+def new_name(config: JobConfig) -> JobConfig:
+    """The job under the first name that has no search yet."""
+    base, number = config.name, 1
+    while (config.run_dir / FOLDER).exists():
+        number += 1
+        config = config.model_copy(update={"name": f"{base}-{number}"})
+    return config
+
+
+def prepare_folder(config: JobConfig, if_exists: IfExists) -> Path:
+    """RUN/search, made or taken up again. Raises ``ConfigError`` where it holds another search, or one that was not asked to go on."""
+    folder = config.run_dir / FOLDER
+    if folder.exists() and if_exists == "overwrite":
+        shutil.rmtree(folder)
+    settings = folder / "config.yaml"
+    if folder.exists():
+        if if_exists != "resume":
+            raise ConfigError(f"{folder} exists. Go on with --resume, replace it with --overwrite, or set another name=...")
+        before = yaml.safe_load(settings.read_text()) if settings.is_file() else {}
+        now = yaml.safe_load(to_yaml(config))
+        for tree in (before, now):
+            for key in ("items", "save_trees"):
+                tree.get("search", {}).pop(key, None)
+        different = [key for key in now if key not in NOT_THE_SEARCH and now[key] != before.get(key)]
+        if different:
+            raise ConfigError(f"{folder} was made with another {', '.join(different)}: see {settings}, or set another name=...")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(to_yaml(config))
+    return folder
+
+
+def calibrate_stopping(config: JobConfig, results: Path, tolerance: float) -> Calibration:
+    """The stopping threshold for a job, out of the results of a run of self_consistency with fixed N. Raises ``DataError``."""
+    settings = config.search.stopping or StoppingConfig()
+    wave = int(config.search.settings.get("wave", 1))
+    return calibrate(recorded_samples(read_results(results)), settings, tolerance=tolerance, wave=wave)
