@@ -1,0 +1,95 @@
+"""Labelling one question as an episode: it runs in a rollout worker, next to the engine, many questions at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from reasoner_ray.data.tasks import Item
+from reasoner_ray.labels import math_shepherd, omega_prm
+from reasoner_ray.labels.estimates import Estimator, Grade
+from reasoner_ray.rollout.engine import Sampling
+from reasoner_ray.rollout.episodes import EpisodeContext, register_episode
+from reasoner_ray.scoring.base import Answer
+from reasoner_ray.search.policy import StepPolicy
+from reasoner_ray.steps import Partial
+from reasoner_ray.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from reasoner_ray.labels.grading import WorkerGrader
+    from reasoner_ray.labels.records import QuestionLabels
+    from reasoner_ray.labels.settings import LabelConfig
+
+
+@register_episode("label")
+async def label_episode(context: EpisodeContext, item: Item) -> list[Trajectory]:
+    """The labels of one question, as plain data in ``info["labels"]`` of a trajectory that holds the prompt alone.
+
+    Nothing of it is to be trained on by RL, so there is no trajectory for each solution.
+    """
+    if context.config is None or context.grader is None:
+        raise ValueError("labelling needs the job's configuration and a grader in its context")
+    config, prompt, began = context.config.labels, context.prompt(item), time.perf_counter()
+    policy = make_policy(context, config)
+    estimator = Estimator(policy, make_grade(context.grader, policy, item, config.right_from), config.completions)
+    root = Partial.root(prompt)
+    if config.method == "math_shepherd":
+        found = await math_shepherd.label_question(estimator, root, config.solutions)
+    else:
+        found = await omega_prm.label_question(estimator, root, config.omega)
+    policy.cost.seconds = time.perf_counter() - began
+    builder = context.builder(0, item)
+    builder.add_env(prompt)
+    record = as_data(item, found, policy, config)
+    check = getattr(context.task, "check_steps", None)
+    if check is not None:  # a task that knows which steps are right: the labels can be measured
+        for solution in record["solutions"]:
+            solution["exact"] = await asyncio.to_thread(check, item, [step.strip() for step in solution["steps"]])
+    return [builder.build(labels=record)]
+
+
+def make_policy(context: EpisodeContext, config: LabelConfig) -> StepPolicy:
+    """What samples completions: whole solutions of at most ``rollout.max_new_tokens``, under the section's own sampling."""
+    sampling = Sampling(
+        max_new_tokens=context.sampling.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=context.sampling.stop,
+    )
+    return StepPolicy(
+        context.engine,
+        context.tokenizer,
+        sampling=sampling,
+        separator=config.separator,
+        step_tokens=context.sampling.max_new_tokens,
+        max_context=context.max_context,
+        order=context.group_id,
+        on_request=context.on_request,
+    )
+
+
+def make_grade(grader: WorkerGrader, policy: StepPolicy, item: Item, right_from: float) -> Grade:
+    """Whether a solution's answer is right by the job's scorers; None where it could not be scored."""
+
+    async def grade(partial: Partial, cut: bool) -> bool | None:
+        answer = Answer(text=policy.text(partial), n_tokens=len(partial.solution), truncated=cut)
+        score = await grader.score(answer, item)
+        return score.value >= right_from if score.status == "ok" else None
+
+    return grade
+
+
+def as_data(item: Item, found: QuestionLabels, policy: StepPolicy, config: LabelConfig) -> dict[str, Any]:
+    """One question as a line of the journal."""
+    texts = [[policy.tokenizer.decode(list(step), skip_special_tokens=True) for step in s.partial.steps] for s in found.solutions]
+    return {
+        "id": item.id,
+        "prompt": item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"],
+        **{k: v for k, v in asdict(found).items() if k not in ("solutions", "states")},
+        "cost": policy.cost.as_dict(),
+        "solutions": [solution.as_record(config.target, steps) for solution, steps in zip(found.solutions, texts, strict=True)],
+        "states": list(found.states),
+    }
