@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reasoner_ray.errors import ReasonerError
+
+if TYPE_CHECKING:
+    from reasoner_ray.trainer.launch import IfExists
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -41,12 +45,10 @@ def train(
         for name, value in derived_numbers(config).items():
             typer.echo(f"# {name}: {value}")
         return
-    choice = "resume" if resume else "overwrite" if overwrite else if_exists
-    if choice not in ("error", "resume", "overwrite", "new"):
-        raise typer.BadParameter(f"--if-exists {choice}: choose error, resume, overwrite or new")
+    choice = _choice(resume, overwrite, if_exists)
     from reasoner_ray.trainer.launch import train as run
 
-    run(config, choice)  # type: ignore[arg-type]
+    run(config, choice)
 
 
 @app.command(name="eval")
@@ -55,13 +57,92 @@ def evaluate(
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="model to evaluate, for example runs/quickstart/model")] = None,
 ) -> None:
-    """Greedy accuracy on the job's held-out prompts: `reasoner eval jobs/quickstart.yaml --model runs/quickstart/model`."""
+    """Greedy accuracy on the job's held-out prompts: `reasoner eval jobs/quickstart.yaml --model runs/quickstart/model`.
+
+    Of kind prm and value: AUC and accuracy on held-out steps, and the first-error F1 of supervised.processbench.
+    """
     from reasoner_ray.config import load_config
     from reasoner_ray.trainer.launch import evaluate as run
 
     config = load_config(job, [*(overrides or []), *([f"model.path={model}"] if model else [])])
     for name, value in run(config).items():
         typer.echo(f"{name}: {value:.4g}")
+
+
+@app.command()
+def search(
+    job: Annotated[Path | None, typer.Argument(help="a job's YAML, for example jobs/search/arithmetic_mcts.yaml")] = None,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="policy to search with, for example runs/quickstart/model")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the items that have no result yet")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete an existing search of this name")] = False,
+    if_exists: Annotated[str, typer.Option(help="what to do with an existing search: error, resume, overwrite, new")] = "error",
+    methods: Annotated[bool, typer.Option("--list", help="list the methods and their settings, then stop")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="results.jsonl of self_consistency: print the stopping threshold it calls for, then stop")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="accuracy that --calibrate may lose against all samples")] = 0.01,
+) -> None:
+    """Search for answers at test time: `reasoner search jobs/search/arithmetic_mcts.yaml search.method=beam`.
+
+    Writes RUN/search/results.jsonl, one line an item, and prints accuracy with every cost.
+    """
+    from reasoner_ray.config import load_config
+    from reasoner_ray.search.methods import describe_methods
+
+    if methods:
+        typer.echo(describe_methods())
+        return
+    if job is None:
+        raise typer.BadParameter("give a job, for example jobs/search/arithmetic_mcts.yaml")
+    config = load_config(job, [*(overrides or []), *([f"model.path={model}"] if model else [])])
+    choice = _choice(resume, overwrite, if_exists)
+    from reasoner_ray.search.run import calibrate_stopping
+    from reasoner_ray.search.run import search as run
+
+    if calibrate is not None:
+        for name, value in asdict(calibrate_stopping(config, calibrate, tolerance)).items():
+            typer.echo(f"{name}: {value:.4g}")
+        return
+    run(config, choice)
+
+
+@app.command()
+def label(
+    job: JobArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the questions that are not labelled yet")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="delete existing labels of this name")] = False,
+) -> None:
+    """Label the steps of a task's solutions: `reasoner label jobs/labels/game24_omega.yaml labels.items=100`.
+
+    Writes RUN/labels/labels.jsonl (or .parquet), one record a solution, which `kind: prm` trains on, and a report. A run that was
+    interrupted or killed goes on with `--resume`: no question is lost or labelled twice.
+    """
+    from reasoner_ray.config import load_config
+    from reasoner_ray.labels.launch import label as run
+
+    run(load_config(job, overrides), "resume" if resume else "overwrite" if overwrite else "error")
+
+
+@app.command(name="convert-labels")
+def convert_labels(
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help="prm800k, math-shepherd, math-aps or math-aps-tree")],
+    files: Annotated[list[Path], typer.Argument(help="JSON lines, plain or gzip")],
+    out: Annotated[Path, typer.Option(help="the file of JSON lines to write")] = Path("labels.jsonl"),
+    target: Annotated[str, typer.Option(help="what `labels` holds: soft or hard")] = "soft",
+    once: Annotated[bool, typer.Option("--once", help="label a step that several solutions share in the first of them alone")] = False,
+    neutral_is_bad: Annotated[bool, typer.Option("--neutral-is-bad", help="prm800k: a rating of 0 is a wrong step")] = False,
+    step_prefix: Annotated[bool, typer.Option("--step-prefix", help="write `Step 1: ` before each step")] = False,
+) -> None:
+    """Published process labels as records for `kind: prm`: `reasoner convert-labels prm800k phase2_train.jsonl --out prm800k.jsonl`."""
+    from reasoner_ray.labels.converters import Options, convert
+
+    if target not in ("soft", "hard"):
+        raise typer.BadParameter(f"--target {target}: choose soft or hard")
+    options = Options(target=target, once=once, neutral_is_bad=neutral_is_bad, step_prefix=step_prefix)  # type: ignore[arg-type]
+    counts = convert(kind, files, out, options)
+    typer.echo(f"{out}: {counts['written']} solutions of {counts['read']} records; {counts['left_out']} records left out")
 
 
 @app.command()
@@ -84,15 +165,26 @@ def submit(
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs; those that differ only in their seed become one band")],
-    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("curves.png"),
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders of runs (those that differ only in their seed become one band), or a tree.json")
+    ],
+    out: Annotated[Path | None, typer.Option(help="the PNG to write; else curves.png, or tree.png beside a tree.json")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="a metric, for example eval/accuracy; may be repeated")] = None,
     smooth: Annotated[int, typer.Option(help="points of a running mean over training metrics")] = 1,
     x: Annotated[str, typer.Option(help="steps, minutes, or actions (of agents in environments)")] = "steps",
 ) -> None:
-    """Draw learning curves: `reasoner plot runs/a runs/b --out curves.png`."""
+    """Draw learning curves: `reasoner plot runs/a runs/b --out curves.png`; or a search tree: `reasoner plot tree.json`."""
+    if any(run.suffix == ".json" for run in runs):
+        from reasoner_ray.search.draw import plot_tree
+
+        if len(runs) > 1:
+            raise typer.BadParameter("one tree a picture: give one tree.json and nothing else")
+        picture = out or runs[0].with_suffix(".png")
+        typer.echo(f"{picture}: {plot_tree(runs[0], picture)}")
+        return
     from reasoner_ray.plot import plot_runs
 
+    out = out or Path("curves.png")
     if x not in ("steps", "minutes", "actions"):
         raise typer.BadParameter(f"--x {x}: choose steps, minutes or actions")
     drawn = plot_runs(runs, out, metric, smooth, x)  # type: ignore[arg-type]
@@ -126,6 +218,13 @@ def algorithm(name: Annotated[str, typer.Argument(help="for example poad")]) -> 
     from reasoner_ray.algorithms import describe_algorithm
 
     typer.echo(describe_algorithm(name))
+
+
+def _choice(resume: bool, overwrite: bool, if_exists: str) -> IfExists:
+    choice = "resume" if resume else "overwrite" if overwrite else if_exists
+    if choice not in ("error", "resume", "overwrite", "new"):
+        raise typer.BadParameter(f"--if-exists {choice}: choose error, resume, overwrite or new")
+    return choice  # type: ignore[return-value]
 
 
 def main() -> None:

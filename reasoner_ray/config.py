@@ -12,21 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from reasoner_ray.errors import ConfigError
+from reasoner_ray.labels.settings import LabelConfig
+from reasoner_ray.prm.settings import (
+    ProcessRewardConfig,
+    SupervisedConfig,
+    kind_defaults,
+    process_problems,
+    supervised_numbers,
+    supervised_problems,
+)
+from reasoner_ray.search.settings import SearchConfig
+from reasoner_ray.section import Section
 from reasoner_ray.yaml_text import read_yaml, write_yaml
 
 if TYPE_CHECKING:
     from reasoner_ray.algorithms import Algorithm
 
 Positive = Field(gt=0)
-
-
-class Section(BaseModel):
-    """A part of the configuration; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ModelConfig(Section):
@@ -101,6 +106,7 @@ class ScoringConfig(Section):
     processes: int = Field(1, ge=1, description="grader processes an actor")
     timeout_s: float = Field(10.0, gt=0, description="seconds an answer's grading may take before its process is killed")
     cpus: float = Field(0.0, ge=0)
+    process: ProcessRewardConfig | None = Field(None, description="rewards at the ends of steps, beside the scorers'")
 
 
 class AlgorithmConfig(Section):
@@ -135,10 +141,10 @@ class LearnerConfig(Section):
     share_prefixes: bool = Field(True, description="compute tokens that trajectories share once (prefix-tree packing)")
     gradient_checkpointing: bool = False
     logprob_chunk: int = Field(1024, ge=1, description="positions whose logits exist at once")
-    critic: Literal["none", "shared", "frozen", "separate", "soft_q"] = Field(
+    critic: Literal["none", "shared", "frozen", "separate", "soft_q", "joint"] = Field(
         "shared",
         description="value head: on the policy's (detached) hidden states, on the frozen initial model (POAD), or a model of its own; "
-        "soft_q: a Q network and its target, two more models (ETPO)",
+        "soft_q: a Q network and its target, two more models (ETPO); joint: a head that trains the model with it (kind prm, value)",
     )
     critic_hidden: tuple[int, ...] = (1024, 512)
     lora: LoraConfig | None = None
@@ -203,7 +209,9 @@ class JobConfig(Section):
     """A whole job."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
-    kind: Literal["rl"] = "rl"
+    kind: Literal["rl", "sft", "prm", "value"] = Field(
+        "rl", description="what is trained: a policy by rewards or by examples, a process reward model, a value model"
+    )
     seed: int = 0
     out: Path = Field(Path("runs"), description="folder that holds the run's folder")
     model: ModelConfig = ModelConfig()
@@ -216,11 +224,19 @@ class JobConfig(Section):
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+    search: SearchConfig = SearchConfig()
+    labels: LabelConfig = LabelConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
 
     @property
     def run_dir(self) -> Path:
         """The run's own folder."""
         return self.out / self.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_kind(cls, tree: Any) -> Any:
+        return kind_defaults(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _combinations(self) -> JobConfig:
@@ -234,12 +250,16 @@ def _impossible(c: JobConfig) -> list[str]:
     from reasoner_ray.algorithms import get_algorithm
     from reasoner_ray.data.tasks import check_task
     from reasoner_ray.scoring.base import reward_terms
+    from reasoner_ray.search.methods import search_problems
 
     algorithm = get_algorithm(c.algorithm.name)
     algorithm.settings(c.algorithm.settings)
     check_task(c.task)
     reward_terms(c.scoring, c.task)
-    t, problems = c.trainer, [*_rollout_problems(c.rollout), *_soft_critic_problems(c.learner, algorithm)]
+    if c.kind != "rl":
+        return supervised_problems(c)
+    t, problems = c.trainer, [*_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
+    problems += _soft_critic_problems(c.learner, algorithm)
     if algorithm.needs_critic and c.learner.critic == "none":
         problems.append(f"learner.critic: {algorithm.name} needs a critic; set learner.critic=shared, or take algorithm.name=grpo")
     if not algorithm.needs_critic and c.learner.critic in ("frozen", "separate"):
@@ -258,6 +278,8 @@ def _impossible(c: JobConfig) -> list[str]:
             f"learner.ranks: {t.tasks_per_step // c.learner.updates_per_step} groups an update cannot be shared evenly by "
             f"{c.learner.ranks} ranks; make trainer.tasks_per_step a multiple of learner.ranks * learner.updates_per_step"
         )
+    if c.learner.critic == "joint":
+        problems.append("learner.critic: 'joint' is the head of kind prm and value; a policy learns beside learner.critic=shared")
     if c.learner.critic == "separate" and c.learner.lora is not None:
         problems.append("learner.critic: 'separate' trains a second full model; with learner.lora take 'frozen' or 'shared'")
     return problems
@@ -265,8 +287,10 @@ def _impossible(c: JobConfig) -> list[str]:
 
 def _rollout_problems(rollout: RolloutConfig) -> list[str]:
     """What ``_impossible`` says of generation. Raises ``ConfigError`` for an unknown episode."""
+    from reasoner_ray.labels import episode as label_episodes  # noqa: F401 - registers its episode
     from reasoner_ray.rollout import agents  # noqa: F401 - registers its episodes
     from reasoner_ray.rollout.episodes import EPISODES
+    from reasoner_ray.search import episode as search_episodes  # noqa: F401 - registers its episodes
 
     EPISODES.get(rollout.episode)
     problems = []
@@ -357,6 +381,8 @@ def to_yaml(config: JobConfig) -> str:
 
 def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
     """Every number that follows from the configuration, for ``--dry-run``."""
+    if config.kind != "rl":
+        return supervised_numbers(config)
     t, learner = config.trainer, config.learner
     groups_per_update = t.tasks_per_step // learner.updates_per_step
     return {

@@ -322,7 +322,7 @@ def _build(units: Sequence[_Unit], share: bool) -> Batch:
             if key not in lists:
                 lists[key] = (pick, len(sequences))
                 sequences += pick.sequences(unit.tokens)
-    forest = _Forest(sequences, share)
+    forest = Forest(sequences, share)
     reads = _Reads()
     for unit, path in zip(units, forest.paths, strict=False):
         at = path[unit.predictors]
@@ -349,7 +349,7 @@ def _list_pairs(reads: _Reads, pick: _Pick, paths: Sequence[np.ndarray]) -> np.n
     return np.concatenate(numbers)
 
 
-class _Forest:
+class Forest:
     """Sequences as one forest in depth-first order; equal prefixes of neighbours are one path where ``share`` allows."""
 
     def __init__(self, sequences: Sequence[np.ndarray], share: bool) -> None:
@@ -376,7 +376,7 @@ class _Forest:
 
 
 def _batch(
-    forest: _Forest, reads: _Reads, last: np.ndarray, choices: ChoiceForest | None, choice_pairs: np.ndarray | None, unshared: int
+    forest: Forest, reads: _Reads, last: np.ndarray, choices: ChoiceForest | None, choice_pairs: np.ndarray | None, unshared: int
 ) -> Batch:
     """The batch, each pair once however often it is read."""
     predictors, targets = np.concatenate(reads.predictors), np.concatenate(reads.targets)

@@ -124,7 +124,8 @@ def test_commands_that_texts_name_exist() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     options = {name: {o for p in command.params for o in (*p.opts, *p.secondary_opts)} for name, command in commands.items()}
     texts = {file: file.read_text() for file in [ROOT / "README.md", *(ROOT / "reasoner_ray").rglob("*.py")]}
-    found = [(file, *m.groups()) for file, text in texts.items() for m in re.finditer(r"(?<=[`\n: ])reasoner ([a-z]+)\b([^`\n]*)", text)]
+    call = re.compile(r"(?<=[`\n: ])reasoner ([a-z]+(?:-[a-z]+)*)\b([^`\n]*)")
+    found = [(file, *m.groups()) for file, text in texts.items() for m in call.finditer(text)]
     assert len(found) > 15
     unknown = [(file.name, name, rest) for file, name, rest in found if set(re.findall(r"--[a-z-]+", rest)) - options.get(name, set())]
     assert not unknown

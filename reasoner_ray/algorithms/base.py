@@ -48,6 +48,7 @@ class Algorithm(ABC, Generic[S]):
     needs_reference: ClassVar[bool] = False
     needs_group: ClassVar[bool] = False
     action_level: ClassVar[bool] = False
+    wants_entropy: ClassVar[bool] = True
 
     @abstractmethod
     def estimate(self, streams: TokenStreams, settings: S) -> Credit:

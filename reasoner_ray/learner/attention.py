@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from reasoner_ray.errors import ModelError
+from reasoner_ray.learner.resumed import Resumed
 
 TREE_ATTENTION = "reasoner_tree"
 Backend = Literal["sdpa", "flex"]
@@ -46,7 +47,11 @@ class TreeMask:
     block by block; "flex" runs FlexAttention, compiled on a GPU.
     """
 
-    def __init__(self, subtree_end: torch.Tensor, position_ids: torch.Tensor, backend: Backend = "sdpa") -> None:
+    def __init__(
+        self, subtree_end: torch.Tensor, position_ids: torch.Tensor, backend: Backend = "sdpa", resumed: Resumed | None = None
+    ) -> None:
+        """``resumed`` knows keys and values of a part of the row, and computes the attention of the rest."""
+        self.resumed = resumed
         self.subtree_end = subtree_end
         self.position_ids = position_ids
         self.backend = backend
@@ -112,6 +117,8 @@ def tree_attention(
         if options.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses {name}, which packed attention does not support")
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions leave float32 under autocast
+    if tree.resumed is not None:
+        return tree.resumed.attend(query, key, value, scaling, sliding_window), None
     if tree.backend == "flex":
         return _flex(query, key, value, tree.block_mask(sliding_window), scaling), None
     if query.shape[1] != key.shape[1]:

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 import torch.distributed as dist
 
-from reasoner_ray.algorithms import get_algorithm
+from reasoner_ray.algorithms.supervised import objective_of
 from reasoner_ray.credit import Credit, kl_estimate, mean_std, whiten
 from reasoner_ray.errors import NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
 from reasoner_ray.learner.engine import UpdateEngine, start_process_group
+from reasoner_ray.learner.heads import HeadInfo, save_head
 from reasoner_ray.learner.model import Outputs, load_policy, policy_state, save_policy
 from reasoner_ray.losses import Denominators, gather_inputs, summarise, trainable_weights
 from reasoner_ray.models import load_tokenizer, resolve_dtype, resolve_model
@@ -65,8 +66,7 @@ class Learner:
     def __init__(self, config: JobConfig, rank: int = 0, world_size: int = 1, store: dist.Store | None = None) -> None:
         """``store`` is where the ranks meet, needed from two on. Raises ``ModelError``, ``EnvironmentProblem``."""
         self.config = config
-        self.algorithm = get_algorithm(config.algorithm.name)
-        self.settings = self.algorithm.settings(config.algorithm.settings)
+        self.algorithm, self.settings = objective_of(config)
         if config.learner.torch_threads is not None:
             torch.set_num_threads(config.learner.torch_threads)
         start_process_group(rank, world_size, store, config.learner.collective_timeout_s)
@@ -163,7 +163,7 @@ class Learner:
         return self.engine.forward(
             micro.batch,
             want_values=self._wants_values,
-            want_entropy=trains,
+            want_entropy=trains and self.algorithm.wants_entropy,
             want_q=self._wants_soft and trains,
             want_target=self._wants_soft and records,
         )
@@ -349,9 +349,18 @@ class Learner:
         self._updates_done = int(load_state(folder, self.engine)["updates_done"])
 
     def export(self, folder: Path) -> None:
-        """Write the policy as a plain Hugging Face folder with its tokenizer; the critic is not part of it."""
+        """Write the policy as a plain Hugging Face folder with its tokenizer, and the head of a process reward or value model.
+
+        A policy's critic is not part of it.
+        """
         writes = self.engine.rank == 0
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.state_for_sync() if writes}
+        if self._wants_values and self.config.kind != "rl":
+            head = self.engine.policy.value_head
+            assert head is not None
+            with self.engine.gathered(head.parameters()):
+                if writes:
+                    save_head(folder, head, HeadInfo.of(self.config))
         if writes:
             save_policy(self.engine.policy, state, folder)
             model = self.config.model

@@ -24,7 +24,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from reasoner_ray.errors import EnvironmentProblem, ModelError
 from reasoner_ray.learner.attention import TREE_ATTENTION, Backend, TreeMask
+from reasoner_ray.learner.heads import has_head, load_head
 from reasoner_ray.learner.logprobs import chunked_logprobs
+from reasoner_ray.learner.resumed import Resumed
 from reasoner_ray.learner.soft_critic import Logits, SoftCritic, SoftTerms, TokenModel
 from reasoner_ray.learner.value import ValueHead
 from reasoner_ray.models import resolve_dtype, resolve_model
@@ -79,15 +81,16 @@ class PolicyModel(nn.Module):
 
     The critic is ``none``; ``shared``: a head on the policy's hidden states, detached, so that its loss never moves
     the trunk; ``frozen``: a head on the initial model's hidden states (POAD); ``separate``: a trunk and a head of its
-    own; ``soft_q``: a Q network and its target (ETPO). The initial model is the policy with its adapters off under
-    LoRA, and one frozen copy otherwise, which the frozen or soft critic and the reference share.
+    own; ``soft_q``: a Q network and its target (ETPO); ``joint``: a head on the policy's hidden states whose loss trains
+    the trunk, and nothing but it (process reward and value models). The initial model is the policy with its adapters
+    off under LoRA, and one frozen copy otherwise, which the frozen or soft critic and the reference share.
     """
 
     def __init__(
         self,
         lm: PreTrainedModel,
         *,
-        critic: Literal["none", "shared", "frozen", "separate", "soft_q"] = "none",
+        critic: Literal["none", "shared", "frozen", "separate", "soft_q", "joint"] = "none",
         critic_hidden: Sequence[int] = (1024, 512),
         lora: LoraConfig | None = None,
         needs_reference: bool = False,
@@ -112,6 +115,8 @@ class PolicyModel(nn.Module):
             _add_adapters(lm, lora)
         self.lm = lm
         self.head = LogprobHead(lm.get_output_embeddings(), temperature, chunk)
+        if critic == "joint" and self.head.weight is not lm.get_input_embeddings().weight:
+            self.head.requires_grad_(False)  # no loss reads it, and ranks must agree on what has a gradient
         self.initial_head = None if self.initial is None else LogprobHead(self.initial.get_output_embeddings(), temperature, chunk)
         if gradient_checkpointing:
             q = None if self.soft_critic is None else self.soft_critic.q.lm
@@ -153,6 +158,35 @@ class PolicyModel(nn.Module):
                     pairs, _ = self.head(_run(self.lm, batch, tree), batch, False)
         return batch.of_stream(pairs, None)[0]
 
+    @torch.no_grad()
+    def state_values(self, batch: Batch) -> torch.Tensor:
+        """Values [K] alone, float32: what the value head says of the states before the batch's trainable tokens.
+
+        Raises ``ValueError`` without a value head.
+        """
+        if self.value_head is None:
+            raise ValueError("the model has no value head")
+        batch, tree = self._prepare(batch)
+        with self._autocast():
+            hidden = _run(self.lm, batch, tree)
+            states = self._critic_states(batch, tree, hidden)
+        return self.value_head(states[batch.states])
+
+    @torch.no_grad()
+    def resumed_values(self, tokens: torch.Tensor, resumed: Resumed, places: torch.Tensor) -> torch.Tensor:
+        """Values [k], float32, of the states at ``places`` (int64 [k], among ``resumed.fresh``) of a row ``tokens`` (int64 [N]).
+
+        Only fresh tokens are computed. Raises ``ValueError`` without a joint value head.
+        """
+        if self.value_head is None or self.critic != "joint":
+            raise ValueError("the model has no joint value head")
+        tree = TreeMask(resumed.subtree_end, resumed.position_ids, resumed=resumed)
+        fresh = resumed.fresh
+        with self._autocast():
+            positions = resumed.position_ids[fresh][None]
+            out = self.lm.base_model(input_ids=tokens[fresh][None], position_ids=positions, use_cache=False, tree=tree)
+        return self.value_head(out.last_hidden_state[0][torch.searchsorted(fresh, places)])
+
     def critic_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the critic; they have a learning rate of their own."""
         parts = [part for part in (self.critic_trunk, self.value_head, self.soft_critic) if part is not None]
@@ -182,8 +216,8 @@ class PolicyModel(nn.Module):
 
     def _critic_states(self, batch: Batch, tree: TreeMask, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [N, d] that the value head reads."""
-        if self.critic == "shared":
-            return hidden.detach()
+        if self.critic in ("shared", "joint"):
+            return hidden if self.critic == "joint" else hidden.detach()
         if self.critic_trunk is not None:
             return _run(self.critic_trunk, batch, tree)
         with torch.no_grad():
@@ -240,8 +274,9 @@ def load_policy(
 ) -> PolicyModel:
     """Load a causal LM with the critic, reference and adapters that the learner's settings ask for.
 
-    ``temperature`` is the rollout's sampling temperature. A short probe compares packed rows against the model's own
-    forward pass, so that an architecture that packing does not fit is refused here.
+    ``temperature`` is the rollout's sampling temperature. A joint head goes on from the folder's own, where it has one. A
+    short probe compares packed rows against the model's own forward pass, so that an architecture that packing does not
+    fit is refused here.
 
     Raises ``ModelError`` where the model is missing, broken, or of an unsupported architecture.
     """
@@ -262,6 +297,8 @@ def load_policy(
         gradient_checkpointing=learner.gradient_checkpointing,
         compute_dtype=resolve_dtype(config.dtype),
     )
+    if learner.critic == "joint" and model.value_head is not None and has_head(path):
+        load_head(path, model.value_head)
     return model.to(device)
 
 

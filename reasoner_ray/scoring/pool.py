@@ -11,6 +11,7 @@ import ray
 from reasoner_ray.errors import ReasonerError
 from reasoner_ray.models import load_tokenizer, resolve_model
 from reasoner_ray.scoring.base import reward_terms
+from reasoner_ray.scoring.process_reward import ProcessReward
 from reasoner_ray.scoring.scorer import Scorer
 from reasoner_ray.trainer.parts import GroupResult
 
@@ -55,7 +56,8 @@ class ScorerWorker:
 def _build(config: JobConfig) -> Scorer:
     tokenizer = load_tokenizer(resolve_model(config.model.path), trust_remote_code=config.model.trust_remote_code)
     reward = reward_terms(config.scoring, config.task)
-    return Scorer(reward, tokenizer, processes=config.scoring.processes, timeout_s=config.scoring.timeout_s)
+    process = ProcessReward.of(config, tokenizer)
+    return Scorer(reward, tokenizer, processes=config.scoring.processes, timeout_s=config.scoring.timeout_s, process=process)
 
 
 class ScorerPool:
@@ -65,9 +67,15 @@ class ScorerPool:
         self._config = config
         self._actors: list[Any] = []
         self._in_flight: list[int] = []
+        self._process: ProcessReward | None = None
 
     async def start(self) -> None:
         """Start the actors and wait until all are ready. Raises the ``ReasonerError`` that kept one from it."""
+        if self._config.scoring.process is not None:  # here, so that a model of steps lives as long as the job
+            tokenizer = load_tokenizer(resolve_model(self._config.model.path), trust_remote_code=self._config.model.trust_remote_code)
+            self._process = ProcessReward.of(self._config, tokenizer)
+        if self._process is not None:
+            await self._process.start()
         options = {
             "num_cpus": self._config.scoring.cpus,
             "max_restarts": _RESTARTS,
@@ -101,7 +109,9 @@ class ScorerPool:
         return GroupResult(trajectories=ray.put(trajectories), summary=summary)
 
     async def stop(self) -> None:
-        """End the actors; their grader processes end with them."""
+        """End the actors; their grader processes end with them, and the models of steps."""
         actors, self._actors = self._actors, []
         for actor in actors:
             ray.kill(actor)
+        if self._process is not None:
+            await self._process.stop()

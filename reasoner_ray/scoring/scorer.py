@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from reasoner_ray.data.tasks import Item
+    from reasoner_ray.scoring.process_reward import ProcessReward
 
 _SHOWN_PROMPT, _SHOWN_ANSWER = 500, 2000  # characters of a sample kept for the table of rollouts
 
@@ -34,8 +35,17 @@ class _Judged:
 class Scorer:
     """Judges groups of trajectories. Thread-safe: several groups share the grader processes."""
 
-    def __init__(self, reward: RewardTerms, tokenizer: PreTrainedTokenizerBase, *, processes: int = 1, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        reward: RewardTerms,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        processes: int = 1,
+        timeout_s: float = 10.0,
+        process: ProcessReward | None = None,
+    ) -> None:
         """Start the grader processes (none where the environment alone rewards). Raises ``ReasonerError``."""
+        self._process = process
         self._reward = reward
         self._tokenizer = tokenizer
         self._graders = GraderPool(reward.terms, processes=processes, timeout_s=timeout_s) if reward.terms else None
@@ -57,11 +67,15 @@ class Scorer:
         trajectory each: ``rewards`` (NaN where failed), ``statuses``, ``lengths`` (trainable tokens), ``oldest_versions``;
         and ``parts`` (mean value of each term), ``metrics`` and ``environment_failures`` (of the episodes), ``label`` (the
         item's), ``unscored`` (how many answers by error type), ``failed`` (whether any trajectory may not be trained on),
-        ``error`` (why), ``samples`` (one ``SampleRow``).
+        ``error`` (why), ``samples`` (one ``SampleRow``); with process rewards what ``ProcessReward.apply`` says of them.
         """
         judged = self._judge(trajectories, item)
         rewarded = [self._rewarded(j) for j in judged]
-        return rewarded, _summary(judged, rewarded, item)
+        if self._process is None:
+            return rewarded, _summary(judged, rewarded, item)
+        rewarded, extra = self._process.apply(rewarded)
+        summary = _summary(judged, rewarded, item)
+        return rewarded, summary | extra | {"unscored": _total([summary["unscored"], extra["unscored"]])}
 
     def _judge(self, trajectories: Sequence[Trajectory], item: Item) -> list[_Judged]:
         texts = [decode_answer(t, self._tokenizer) for t in trajectories]

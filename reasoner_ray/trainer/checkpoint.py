@@ -74,6 +74,18 @@ async def write_checkpoint(
     return final
 
 
+async def write_model(run_dir: Path, export: Callable[[Path], Awaitable[None]]) -> None:
+    """Have the trained model written into ``RUN/model``. Raises ``CheckpointError`` where it cannot be."""
+    folder = run_dir / "model"
+    try:
+        await export(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"the trained model was not written: {error.strerror or error} ({folder}); "
+            "the run's checkpoints are unharmed: make room, then go on with --resume"
+        ) from error
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first. A folder without its manifest was never finished and does not count.
 

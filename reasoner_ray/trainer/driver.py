@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.errors import CheckpointError, DataError, EnvironmentProblem, LearnerLost, ReasonerError, SyncError
 from reasoner_ray.trainer.buffer import GroupBuffer, Slot, Stage
-from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state, write_checkpoint
+from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state, write_checkpoint, write_model
 from reasoner_ray.trainer.metrics import evaluation_metrics, group_row, step_metrics
 from reasoner_ray.trainer.workers import WantedWorkers
 
@@ -170,7 +170,7 @@ class TrainerDriver:
         self._cancel_running()
         await self._checkpoint()
         if self.step >= self.config.trainer.steps:
-            await self._export()
+            await write_model(self.config.run_dir, self.parts.learners.export)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -412,16 +412,6 @@ class TrainerDriver:
             except CheckpointError as error:
                 self.counters.checkpoints_failed += 1
                 self.parts.tracker.event(str(error), "error")
-
-    async def _export(self) -> None:
-        folder = self.config.run_dir / "model"
-        try:
-            await self.parts.learners.export(folder)
-        except OSError as error:
-            raise CheckpointError(
-                f"the trained model was not written: {error.strerror or error} ({folder}); "
-                "the run's checkpoints are unharmed: make room, then go on with --resume"
-            ) from error
 
     async def _restore(self, checkpoint: Path) -> None:
         """Go back to a checkpoint: learner, data order, finished but untrained groups."""

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import ray
@@ -21,6 +21,7 @@ from reasoner_ray.doctor import check_shared_memory
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_dtype, resolve_model
+from reasoner_ray.prm.settings import process_gpus
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.pool import ScorerPool
@@ -42,11 +43,30 @@ STOP_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
+class Driver(Protocol):
+    """A run as its signals see it."""
+
+    parts: Any  # among them the ``tracker``
+
+    @property
+    def finished(self) -> bool: ...
+
+    def request_stop(self) -> None: ...
+
+    async def run(self, resume_from: Path | None = None) -> dict[str, float]: ...
+
+    async def stop(self) -> None: ...
+
+
 def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
     """Run a job to its end and return its last evaluation.
 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
+    if config.kind != "rl":
+        from reasoner_ray.trainer.supervised import train as train_supervised
+
+        return train_supervised(config, if_exists)
     config, task, _ = load_task(config)
     config, checkpoint = choose_run(config, if_exists)
     if checkpoint is not None:
@@ -66,7 +86,14 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
 
 
 def evaluate(config: JobConfig) -> dict[str, float]:
-    """Greedy answers of ``config.model`` on the task's held-out prompts. Raises ``ReasonerError`` with what to do."""
+    """Greedy answers of ``config.model`` on the task's held-out prompts; of kind prm and value the model's scores of steps.
+
+    Raises ``ReasonerError`` with what to do.
+    """
+    if config.kind in ("prm", "value"):
+        from reasoner_ray.prm.evaluate import evaluate as evaluate_steps
+
+        return evaluate_steps(config)
     config, task, _ = load_task(config)
     items = held_out_items(config, task)
     if not items:
@@ -198,17 +225,19 @@ def _must_answer(address: str) -> None:
 def check_resources(config: JobConfig, available: Mapping[str, float], *, training: bool = True) -> None:
     """Refuse a job that the cluster can never place: Ray would wait for ever without a word. Raises ``ConfigError``.
 
-    Without ``training`` (an evaluation) no learner is placed.
+    Without ``training`` (an evaluation) no learner is placed; supervised training places no engine.
     """
-    engines, ranks = config.rollout.workers, config.learner.ranks if training else 0
+    engines, ranks = 0 if training and config.kind != "rl" else config.rollout.workers, config.learner.ranks if training else 0
     gpus = available.get("GPU", 0)
     shared = resolve_backend(config, gpus=gpus > 0) == "ipc" and training
     if gpus:
-        wanted = ranks if shared else engines * config.rollout.tensor_parallel + ranks
+        steps = process_gpus(config) if engines else 0
+        wanted = steps + (ranks if shared else engines * config.rollout.tensor_parallel + ranks)
         if wanted > gpus:
+            also = f" with {steps:g} for scoring.process (its args.gpus times args.workers)" if steps else ""
             raise ConfigError(
                 f"rollout.workers={engines} of rollout.tensor_parallel={config.rollout.tensor_parallel} GPUs and learner.ranks={ranks} "
-                f"need {wanted} GPUs; the cluster has {gpus:g}"
+                f"need {wanted:g} GPUs{also}; the cluster has {gpus:g}"
             )
     elif config.rollout.tensor_parallel > 1:
         raise ConfigError(f"rollout.tensor_parallel={config.rollout.tensor_parallel}: the cluster has no GPUs, so it must be 1")
@@ -246,7 +275,7 @@ def build_parts(config: JobConfig, task: Task, tracker: Tracker) -> Parts:
     )
 
 
-async def run_with_signals(driver: TrainerDriver, checkpoint: Path | None) -> dict[str, float] | None:
+async def run_with_signals(driver: Driver, checkpoint: Path | None) -> dict[str, float] | None:
     """Run the driver; the first Ctrl-C (or SIGTERM) checkpoints and ends, the second ends at once. None where one of them ended it."""
     loop = asyncio.get_running_loop()
     run = asyncio.ensure_future(driver.run(checkpoint))
@@ -264,7 +293,7 @@ async def run_with_signals(driver: TrainerDriver, checkpoint: Path | None) -> di
     return result if status == "finished" else None
 
 
-def _stop_once(driver: TrainerDriver, cancel: Callable[[], bool]) -> Callable[[], None]:
+def _stop_once(driver: Driver, cancel: Callable[[], bool]) -> Callable[[], None]:
     asked = False
 
     def handler() -> None:

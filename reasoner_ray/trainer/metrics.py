@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from reasoner_ray.prm.hacking import process_metrics
 from reasoner_ray.trainer.parts import GroupResult
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def step_metrics(
         "reward/group_std": statistics.fmean(statistics.pstdev(group) for group in groups),
         "reward/groups_all_equal": statistics.fmean(max(group) == min(group) for group in groups),
         **_term_metrics("reward", results),
+        **process_metrics([r.summary for r in results]),
         "rollout/tokens_mean": statistics.fmean(lengths),
         "rollout/tokens_max": float(max(lengths)),
         "rollout/truncated": statuses["truncated"] / len(rewards),
@@ -57,6 +59,7 @@ def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
     return {
         "eval/accuracy": _mean_reward(results),
         **_term_metrics("eval", [r for r in results if not r.summary["failed"]]),
+        **process_metrics([r.summary for r in results], "eval/process"),
         "eval/answers": float(sum(len(r.summary["rewards"]) for r in results if not r.summary["failed"])),
         "eval/failed": float(sum(bool(r.summary["failed"]) for r in results)),
         "eval/tokens_mean": statistics.fmean(n for r in results for n in r.summary["lengths"]),
@@ -67,7 +70,8 @@ def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
 
 
 def _mean_reward(results: Sequence[GroupResult]) -> float:
-    scored = [reward for r in results if not r.summary["failed"] for reward in r.summary["rewards"]]
+    """Of the outcomes alone, where there are rewards for the process, too."""
+    scored = [reward for r in results if not r.summary["failed"] for reward in r.summary.get("outcomes", r.summary["rewards"])]
     return statistics.fmean(scored) if scored else float("nan")
 
 

@@ -121,7 +121,7 @@ class PlainView(View):
         faults = fault_counts(metrics)
         parts = [
             f"step {step}/{self._pace.total}",
-            _labelled(metrics, "reward/mean", "reward {:.3f}"),
+            _labelled(metrics, "reward/mean", "reward {:.3f}") or _labelled(metrics, "learner/loss", "loss {:.4f}"),
             _labelled(metrics, "mismatch/k3", "k3 {:.1e}"),
             _labelled(metrics, "rollout/tokens_per_s", "rollout {:,.0f} tok/s") + _labelled(metrics, "idle/rollout", ", idle {:.0%}"),
             _labelled(metrics, "learner/tokens_per_s", "learner {:,.0f} tok/s") + _labelled(metrics, "idle/learner", ", idle {:.0%}"),
@@ -136,7 +136,9 @@ class PlainView(View):
         """One line an evaluation."""
         answers = _labelled(metrics, "eval/answers", " on {:.0f} held-out answers")
         failed = _labelled(metrics, "eval/failed", ", {:.0f} not scored") if metrics.get("eval/failed") else ""
-        self._print(f"step {step}/{self._pace.total} | eval accuracy {_labelled(metrics, 'eval/accuracy', '{:.1%}')}{answers}{failed}")
+        figure = _labelled(metrics, "eval/accuracy", "accuracy {:.1%}") or _labelled(metrics, "eval/loss", "loss {:.4f}")
+        area = _labelled(metrics, "eval/auc", ", AUC {:.3f}")
+        self._print(f"step {step}/{self._pace.total} | eval {figure}{area}{answers}{failed}")
 
     def rewound(self, step: int) -> None:
         """Progress starts over there; an event has told it."""

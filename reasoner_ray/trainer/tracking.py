@@ -45,7 +45,8 @@ class Tracker:
         self._finished = False
         self._total = config.trainer.steps
         model = config.model.path.rsplit("/", 1)[-1]
-        self._view = make_view(config.tracking.terminal, f"{config.name}: {config.algorithm.name} on {config.task.name}, {model}")
+        what = f"{config.algorithm.name} on {config.task.name}" if config.kind == "rl" else config.kind
+        self._view = make_view(config.tracking.terminal, f"{config.name}: {what}, {model}")
         self._wandb = None
         if config.tracking.wandb != "off":
             from reasoner_ray.trainer.wandb_writer import WandbWriter  # a second of import

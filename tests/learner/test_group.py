@@ -19,8 +19,11 @@ from reasoner_ray.errors import CheckpointError, EnvironmentProblem, LearnerLost
 from reasoner_ray.learner.group import LearnerGroup, share_groups
 from reasoner_ray.learner.learner import Learner
 from reasoner_ray.learner.model import policy_state
+from reasoner_ray.learner.predict import predict
+from reasoner_ray.prm.examples import Kind
 from reasoner_ray.sync.buckets import unpack_bucket
 from reasoner_ray.trajectory import Trajectory
+from tests.prm.conftest import make_examples
 
 pytestmark = pytest.mark.slow
 Groups = list[list[Trajectory]]
@@ -123,6 +126,43 @@ def test_two_ranks_equal_one_in_bfloat16(
     expected = after_two_steps(job(**common, learner={**how, "tokens_per_microbatch": 4096}), groups, 0, 1)
     config = job(**common, learner={**how, "ranks": 2, "zero_stage": 3})
     compare(loop.run_until_complete(pair.run(on_rank, config, groups)), expected, tiny_model_dir, of_change=0.2, of_metrics=0.02)
+
+
+def supervised_on_rank(learner: Learner, config: JobConfig, groups: Groups) -> Any:
+    """Weights and metrics after two steps of a supervised kind, and what this rank then says of its share of all trajectories."""
+    rank, world_size = learner.engine.rank, learner.engine.world_size
+    made = Learner(config, rank, world_size)
+    for _ in range(2):
+        metrics = made.train_step([groups[rank]] if world_size > 1 else groups)
+    weights = {n: t.clone() for n, t in policy_state(made.engine.policy, made.engine.gathered)}
+    return weights, metrics, predict(made, [t for group in groups for t in group])
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("kind", ["sft", "prm", "value"])
+def test_two_ranks_are_taught_as_one(
+    kind: Kind, stage: int, pair: LearnerGroup, loop: asyncio.AbstractEventLoop, job: Callable[..., JobConfig], tiny_model_dir: Path
+) -> None:
+    """Shares of five and two solutions, rows of 30 tokens: denominators are those of the whole batch."""
+    from transformers import AutoModelForCausalLM
+
+    settings = {**SMALL, "critic_hidden": [32], "critic": "none" if kind == "sft" else "joint", "tokens_per_microbatch": 30}
+    alone = job(kind=kind, learner={**settings, "tokens_per_microbatch": 4096})
+    shared = job(kind=kind, learner={**settings, "ranks": 2, "zero_stage": stage})
+    rows = [e.trajectory(kind, alone.supervised) for e in make_examples(7)]
+    groups = [rows[:5], rows[5:]]
+    expected, expected_metrics, (places, said) = supervised_on_rank(Learner(alone), alone, groups)
+    start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32).state_dict()
+    results = loop.run_until_complete(pair.run(supervised_on_rank, shared, groups))
+    for weights, metrics, _ in results:
+        for name, value in expected.items():
+            assert (weights[name] - value).norm() <= 1e-3 * (value - start[name]).norm(), name
+        for key in ("learner/loss", "learner/grad_norm", "learner/tokens_trained"):
+            assert metrics[key] == pytest.approx(expected_metrics[key], rel=1e-4), key
+    together = torch.full((len(said),), float("nan"))
+    for _, _, (own, values) in results:
+        together[own] = values
+    torch.testing.assert_close(together[places], said, atol=1e-4, rtol=1e-3)
 
 
 def compare(results: Any, alone: Any, start_dir: Path, *, of_change: float, of_metrics: float) -> None:

@@ -1,0 +1,120 @@
+"""PPO with process rewards against PPO with the outcome alone, from nothing: every stage is a command of the system.
+
+On proofs over an invented ontology, whose answer is true or false, so that half of all wrong proofs end with the right
+answer: fine-tune a small model on gold proofs (kind sft), label its own proofs with Math-Shepherd completions (`reasoner
+label`), train a process reward model on the labels (kind prm), measure it on held-out questions, then train the
+fine-tuned policy with POAD for equally many steps with the outcome alone and with both, over several seeds that take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks._record import record
+from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
+
+ROOT = Path(__file__).parent.parent
+TRANSFORMS = ("minimum", "difference", "raw")
+
+
+def reasoner(command: str, job: Path, overrides: list[str]) -> tuple[str, float]:
+    """What a command printed, and its minutes. Raises ``SystemExit`` where it fails."""
+    began = time.perf_counter()
+    options = ["--overwrite"] if command != "eval" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "reasoner_ray.cli", command, str(job), *overrides, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        raise SystemExit(f"reasoner {command} {job.name} failed with exit code {done.returncode}")
+    return done.stdout, (time.perf_counter() - began) / 60
+
+
+def curve(run: Path, metric: str) -> dict[int, float]:
+    """A metric of a run by step."""
+    return {r["step"]: r[metric] for r in read_jsonl(run / METRICS_FILE) if r.get(metric) is not None}
+
+
+def write_job(folder: Path, arguments: argparse.Namespace) -> Path:
+    """The job that all stages share."""
+    job = folder / "job.yaml"
+    job.write_text(
+        f"""
+out: {folder}
+model: {{path: "builtin:smollm2-135m", dtype: float32}}
+task: {{name: deduction, args: {{hops: [1, {arguments.hops}], style: text}}}}
+rollout: {{max_new_tokens: 128, max_context: 640, kv_cache_gb: 1}}
+learner: {{lr: 2.0e-5, tokens_per_microbatch: 2048}}
+tracking: {{wandb: "off", terminal: plain}}
+"""
+    )
+    return job
+
+
+def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fine-tuned policy, the labels and the process reward model, with what each cost and how good it is."""
+    lengths = "supervised.max_tokens=640"
+    stop = f"supervised.max_steps={arguments.sft_steps}"
+    _, sft = reasoner("train", job, ["name=sft", "kind=sft", "supervised.data=[task]", "supervised.batch=32", lengths, stop])
+    policy = f"model.path={folder / 'sft' / 'model'}"
+    labels = [f"labels.items={arguments.questions}", "labels.method=math_shepherd", "labels.completions=4", "labels.solutions=4"]
+    _, labelled = reasoner("label", job, ["name=labels", policy, *labels])
+    data = f"supervised.data=[{folder / 'labels' / 'labels' / 'labels.jsonl'}]"
+    heads = ["kind=prm", data, "supervised.held_out_fraction=0.15", "supervised.batch=32", "supervised.epochs=2", lengths]
+    _, trained = reasoner("train", job, ["name=prm", policy, *heads, "learner.critic_lr=1e-3"])
+    curves = {name: curve(folder / "prm", f"eval/{name}") for name in ("auc", "accuracy", "majority", "loss", "steps")}
+    last = {f"held-out {name}": values[max(values)] for name, values in curves.items()}
+    return {"minutes of sft": sft, "minutes of labelling": labelled, "minutes of the reward model": trained, **last}
+
+
+def compare(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then."""
+    sides: dict[str, list[str]] = {"outcome": []}
+    for transform in arguments.transforms:
+        args = f"args: {{model: {folder / 'prm' / 'model'}, dtype: float32}}"
+        sides[transform] = [f'scoring.process={{{args}, separator: "\\n", transform: {transform}, weight: {arguments.weight}}}']
+    figures: dict[str, list[float]] = {}
+    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
+    for seed in range(1, arguments.seeds + 1):
+        for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
+            name = f"ppo-{side}-{seed}"
+            policy = [f"name={name}", f"seed={seed}", f"model.path={folder / 'sft' / 'model'}", "learner.critic_lr=1e-3"]
+            _, minutes = reasoner("train", job, [*policy, *loop, *extra, "learner.lr=1e-5"])
+            accuracy = curve(folder / name, "eval/accuracy")
+            figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
+            figures.setdefault(f"{side}: accuracy", []).append(100 * accuracy[max(accuracy)])
+            figures.setdefault(f"{side}: minutes", []).append(minutes)
+            for metric in ("correlation", "gap", "steps"):
+                values = curve(folder / name, f"process/{metric}")
+                if values:
+                    figures.setdefault(f"{side}: {metric} at the end", []).append(values[max(values)])
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hops", type=int, default=2)
+    parser.add_argument("--sft-steps", type=int, default=60, help="few enough that the policy still errs")
+    parser.add_argument("--questions", type=int, default=200, help="questions whose solutions are labelled")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--weight", type=float, default=0.5)
+    parser.add_argument("--transforms", nargs="+", default=["minimum"], choices=TRANSFORMS)
+    parser.add_argument("--folder", type=Path, default=Path("runs/process_rewards"))
+    parser.add_argument("--name", default="process_rewards", help="of the record")
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    job = write_job(folder, arguments)
+    reward_model = train_reward_model(job, folder, arguments)
+    figures = compare(job, folder, arguments)
+    record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Step models as Ray actors: loaded once, shared by every search and scorer of a job, batched across callers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+from ray.exceptions import RayActorError
+
+from reasoner_ray.errors import ConfigError, EnvironmentProblem, ModelError, ReasonerError, ScoringError
+from reasoner_ray.models import load_tokenizer, read_config, resolve_model
+from reasoner_ray.settings import usable_cores
+
+if TYPE_CHECKING:
+    from reasoner_ray.prm.model import StepModel
+    from reasoner_ray.steps import Partial
+
+Format = Literal["auto", "reasoner", "qwen", "math_shepherd", "judge"]
+_RESTARTS = 10  # times Ray brings back an actor that died and runs its calls again: scoring has no side effects
+_CALLS_AT_ONCE = 1000  # calls wait for their batch, they do not compute
+_START_S = 900.0  # how long an actor may take to find room and load its model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepModelSpec:
+    """What a process needs to load a step model; equal ones share their actors."""
+
+    model: str
+    policy: str  # the model whose tokens are scored
+    format: Format = "auto"  # auto: a folder that was trained here, or Qwen2.5-Math-PRM's
+    question: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    tokens_per_microbatch: int = 8192
+    kept_tokens: int = 16_384  # whose keys and values are remembered; 0: none, for data that comes once
+    workers: int = 1
+    cpus: float = 0.0
+    gpus: float | None = None  # an actor; None: one where the cluster has any
+    threads: int | None = None  # None: all cores it may use
+
+    def __post_init__(self) -> None:
+        """Raises ``ConfigError`` for a number of workers or tokens that cannot be."""
+        for name, lowest in (("workers", 1), ("tokens_per_microbatch", 1), ("kept_tokens", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < lowest:
+                raise ConfigError(f"the step model's args.{name} must be a whole number of at least {lowest} (got {value!r})")
+
+
+def load_step_model(spec: StepModelSpec) -> StepModel:
+    """The model that ``spec`` names, in this process. Raises ``ModelError``, ``ScoringError``."""
+    from reasoner_ray.learner.heads import has_head
+    from reasoner_ray.prm import formats
+    from reasoner_ray.prm.model import ProcessModel
+
+    folder, kind = resolve_model(spec.model), spec.format
+    if kind == "auto":
+        architectures = read_config(folder).get("architectures") or []
+        kind = "reasoner" if has_head(folder) else "qwen" if any("ProcessRewardModel" in a for a in architectures) else "auto"
+    if kind == "auto":
+        raise ModelError(
+            f"{spec.model}: neither a folder that kind: prm or kind: value wrote nor a model of Qwen2.5-Math-PRM's format; "
+            "set the scorer's args.format to math_shepherd, or to judge for a chat model that is asked"
+        )
+    if kind == "reasoner":
+        _check_same_tokenizer(spec)
+        return ProcessModel(spec.model, dtype=spec.dtype, tokens_per_microbatch=spec.tokens_per_microbatch, kept_tokens=spec.kept_tokens)
+    cls: Any = {"qwen": formats.QwenModel, "math_shepherd": formats.MathShepherdModel, "judge": formats.JudgeModel}[kind]
+    model: StepModel = cls(
+        spec.model, spec.policy, question=spec.question, dtype=spec.dtype, tokens_per_microbatch=spec.tokens_per_microbatch
+    )
+    return model
+
+
+def _check_same_tokenizer(spec: StepModelSpec) -> None:
+    """A model that reads the policy's tokens must know them by the same numbers."""
+    own, theirs = (load_tokenizer(resolve_model(name)).get_vocab() for name in (spec.model, spec.policy))
+    if own != theirs:
+        raise ModelError(
+            f"{spec.model} reads tokens of another tokenizer than {spec.policy} writes; train the process reward model from a model "
+            "with the policy's tokenizer"
+        )
+
+
+class Batcher:
+    """Scores for many callers at once: what comes while the model is busy makes the next batch."""
+
+    def __init__(self, model: StepModel) -> None:
+        self._model = model
+        self._waiting: list[tuple[list[Partial], asyncio.Future[tuple[list[list[float]], int]]]] = []
+        self._work: asyncio.Task[None] | None = None
+        self.batches = 0
+
+    async def score(self, partials: Sequence[Partial]) -> tuple[list[list[float]], int]:
+        """The model's scores, and this caller's share of the tokens that were computed. Raises what the model raises of them."""
+        answer: asyncio.Future[tuple[list[list[float]], int]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((list(partials), answer))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._drain())
+        return await answer
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            calls, self._waiting = self._waiting, []
+            self.batches += 1
+            try:
+                outcome = await asyncio.to_thread(self._together, [partials for partials, _ in calls])
+            except ScoringError:  # of one of them: each finds out by itself
+                for partials, answer in calls:
+                    await self._alone(partials, answer)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, callers must not wait for ever
+                for _, answer in calls:
+                    _fail(answer, error)
+                continue
+            for (_, answer), result in zip(calls, outcome, strict=True):
+                if not answer.done():
+                    answer.set_result(result)
+
+    async def _alone(self, partials: list[Partial], answer: asyncio.Future[tuple[list[list[float]], int]]) -> None:
+        try:
+            (result,) = await asyncio.to_thread(self._together, [partials])
+        except Exception as error:  # noqa: BLE001 - see above
+            _fail(answer, error)
+        else:
+            if not answer.done():
+                answer.set_result(result)
+
+    def _together(self, calls: list[list[Partial]]) -> list[tuple[list[list[float]], int]]:
+        before = self._model.tokens
+        scores = iter(self._model.score([partial for partials in calls for partial in partials]))
+        computed = self._model.tokens - before
+        asked = [sum(len(partial.tokens) for partial in partials) for partials in calls]
+        shares = [computed * n // max(sum(asked), 1) for n in asked]
+        shares[0] += computed - sum(shares)  # so that the shares add up
+        return [([next(scores) for _ in partials], share) for partials, share in zip(calls, shares, strict=True)]
+
+
+class StepModelActor:
+    """Body of an actor."""
+
+    def __init__(self, spec: StepModelSpec) -> None:
+        """Load the model; ``problem`` tells what the user can mend where that fails."""
+        import torch
+
+        torch.set_num_threads(spec.threads or usable_cores())
+        self._problem: ReasonerError | None = None
+        try:
+            self._batcher = Batcher(load_step_model(spec))
+        except ReasonerError as error:
+            self._problem = error
+
+    async def problem(self) -> ReasonerError | None:
+        """What kept the actor from starting, once it is ready."""
+        return self._problem
+
+    async def ping(self) -> int:
+        """The actor's process id."""
+        return os.getpid()
+
+    async def score(self, partials: list[Partial]) -> tuple[list[list[float]], int]:
+        """See ``Batcher.score``."""
+        if self._problem is not None:
+            raise self._problem
+        return await self._batcher.score(partials)
+
+
+class StepModelPool:
+    """The actors of a spec, from wherever in the job: whoever asks first starts them."""
+
+    def __init__(self, spec: StepModelSpec) -> None:
+        self._spec = spec
+        self._actors: list[Any] = []
+
+    async def start(self) -> None:
+        """Find or start the actors and wait until they are ready. Raises ``ReasonerError``."""
+        gpus = self._spec.gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+        digest = hashlib.sha256(repr(self._spec).encode()).hexdigest()[:16]
+        options: dict[str, Any] = {"num_cpus": self._spec.cpus, "num_gpus": gpus, "get_if_exists": True}
+        options |= {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, "max_concurrency": _CALLS_AT_ONCE}
+        remote, names = ray.remote(StepModelActor), [f"step-model-{digest}-{i}" for i in range(self._spec.workers)]
+        actors = [remote.options(**options, name=name).remote(self._spec) for name in names]
+        try:
+            problems = await asyncio.wait_for(asyncio.gather(*(_result(actor.problem.remote()) for actor in actors)), _START_S)
+        except TimeoutError as error:
+            raise EnvironmentProblem(
+                f"{self._spec.workers} actors for {self._spec.model} did not start within {_START_S:g} s: the cluster has no room for "
+                f"{gpus:g} GPUs and {self._spec.cpus:g} CPUs each; lower the scorer's args.gpus, args.cpus or args.workers"
+            ) from error
+        for problem in problems:
+            if problem is not None:
+                raise problem
+        self._actors = actors
+
+    async def score(self, partials: Sequence[Partial]) -> tuple[list[list[float]], int]:
+        """Scores of the steps and the tokens computed for them; solutions of one prompt meet in one actor, which knows them.
+
+        Raises ``ScoringError``, or what kept the actors from starting.
+        """
+        if not partials:
+            return [], 0
+        for attempt in range(_RESTARTS + 1):
+            try:
+                if not self._actors:
+                    await self.start()
+                return await _spread(self._actors, partials)
+            except RayActorError as error:
+                self._actors = []  # its owner ended and took it along: the next one starts it again
+                if attempt == _RESTARTS:
+                    raise EnvironmentProblem(
+                        f"an actor of the step model {self._spec.model} died {attempt + 1} times; its log under the Ray session folder "
+                        "says why, most often memory: lower the scorer's args.tokens_per_microbatch"
+                    ) from error
+                await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
+        raise AssertionError("the loop returns or raises")
+
+    async def stop(self) -> None:
+        """End the actors."""
+        actors, self._actors = self._actors, []
+        for actor in actors:
+            ray.kill(actor)
+
+
+@lru_cache(maxsize=8)
+def shared_pool(spec: StepModelSpec) -> StepModelPool:
+    """This process's handle on the actors of ``spec``."""
+    return StepModelPool(spec)
+
+
+async def _spread(actors: Sequence[Any], partials: Sequence[Partial]) -> tuple[list[list[float]], int]:
+    """``StepModelPool.score`` on these actors; the pool's own list may change meanwhile, since threads share a pool."""
+    shares: dict[int, list[int]] = {}
+    for i, partial in enumerate(partials):
+        shares.setdefault(hash(partial.prompt) % len(actors), []).append(i)
+    calls = [_result(actors[a].score.remote([partials[i] for i in share])) for a, share in shares.items()]
+    scores: list[list[float]] = [[] for _ in partials]
+    tokens = 0
+    for share, (values, computed) in zip(shares.values(), await asyncio.gather(*calls), strict=True):
+        tokens += computed
+        for i, value in zip(share, values, strict=True):
+            scores[i] = value
+    return scores, tokens
+
+
+async def _result(ref: Any) -> Any:
+    """What a Ray call returns or raises; a ``ReasonerError`` as itself."""
+    try:
+        return await asyncio.wrap_future(ref.future())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ReasonerError):
+            raise error.cause from error
+        raise
+
+
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

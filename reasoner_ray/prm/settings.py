@@ -1,0 +1,122 @@
+"""Settings of supervised training (``kind: sft | prm | value``) and of process rewards in RL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from reasoner_ray.section import Section
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+
+
+class SupervisedConfig(Section):
+    """What a policy, a process reward model or a value model is taught from, and what it is evaluated on."""
+
+    data: tuple[str, ...] = Field((), description="files of records (JSON lines, or *.parquet); sft: `task` is the task's own solutions")
+    held_out: tuple[str, ...] = Field((), description="files for evaluation only; none: held_out_fraction of the questions in data")
+    held_out_fraction: float = Field(0.05, ge=0, lt=1, description="share of the questions that is kept for evaluation")
+    batch: int = Field(64, ge=1, description="solutions an optimiser step")
+    epochs: int = Field(1, ge=1, description="passes over the data")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps at most")
+    max_tokens: int = Field(2048, ge=2, description="longer solutions are left out, and counted")
+    chat: bool = Field(False, description="a prompt that is text becomes the user's message in the tokenizer's chat template")
+    separator: str = Field("\n\n", min_length=1, description="written after each step of a text record but the last")
+    end_of_text: bool = Field(True, description="whether a text record's solution ends with the tokenizer's end-of-text token")
+    labels: Literal["soft", "hard"] = Field("soft", description="prm: soft takes a label as the step's probability, hard makes it 0 or 1")
+    hard_above: float = Field(0.0, ge=0, lt=1, description="hard: labels above this are 1 (0: right if any completion was, Math-Shepherd)")
+    learn_above: float | None = Field(
+        0.0, description="sft: of records with a reward those above this are learnt, so that wrong ones are not; null: all"
+    )
+    gamma: float = Field(1.0, ge=0, le=1, description="value: discount a step of the reward at the end")
+    processbench: tuple[str, ...] = Field((), description="files in ProcessBench's format for `reasoner eval`")
+    threshold: float = Field(0.5, description="a step that scores below it is taken for wrong")
+    scorer: dict[str, Any] = Field(default_factory=dict, description="`reasoner eval`: arguments of the step scorer `prm` beside the model")
+
+
+class ProcessRewardConfig(Section):
+    """Rewards at the ends of steps: ``outcome_weight * outcome + weight * process``."""
+
+    scorer: str = Field("prm", description="a registered step scorer, or module:factory of your own")
+    args: dict[str, Any] = Field(default_factory=dict, description="passed to the scorer, for example model: runs/prm/model")
+    separator: str | None = Field("\n\n", min_length=1, description="text that ends a step; null: every turn is one step")
+    transform: Literal["raw", "difference", "shaping", "minimum"] = Field(
+        "minimum",
+        description="raw: each step earns its score; difference: what it changes; shaping: the same, and the end gives it back, so that "
+        "the best policy stays the best; minimum: only what lowers the lowest score so far, which long answers cannot farm",
+    )
+    initial: float = Field(0.0, description="difference, shaping: score of the question without a step")
+    normalise: Literal["none", "group"] = Field("none", description="group: step rewards of a prompt's samples get mean 0 and deviation 1")
+    weight: float = Field(1.0, description="of the process reward")
+    outcome_weight: float = Field(1.0, description="of the reward that scoring.scorers give; evaluations always show that alone")
+
+
+def kind_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """A job's plain tree with the critic that its kind needs, where the job names none."""
+    head = {"critic": "joint", "critic_hidden": ()}
+    defaults: dict[Any, dict[str, Any]] = {"sft": {"critic": "none"}, "prm": head, "value": head}
+    learner = tree.get("learner", {})
+    kind = tree.get("kind", "rl")
+    if not isinstance(kind, str) or kind not in defaults or not isinstance(learner, dict):
+        return tree
+    return {**tree, "learner": {**defaults[kind], **learner}}
+
+
+def supervised_problems(config: JobConfig) -> list[str]:
+    """Every combination of keys that a supervised kind cannot work with, each as one sentence."""
+    learner, kind, problems = config.learner, config.kind, []
+    if kind == "sft" and learner.critic != "none":
+        problems.append(f"learner.critic: kind sft trains no value head; set learner.critic=none (got {learner.critic!r})")
+    if kind != "sft" and learner.critic != "joint":
+        problems.append(f"learner.critic: kind {kind} is a head that trains the model with it; set learner.critic=joint")
+    for key in ("updates_per_step", "epochs"):
+        if getattr(learner, key) != 1:
+            problems.append(f"learner.{key}: a step of kind {kind} is one update on supervised.batch solutions; set learner.{key}=1")
+    if kind == "sft" and config.rollout.temperature != 1:
+        problems.append("rollout.temperature: kind sft learns the distribution at temperature 1; leave it at 1")
+    names = [Path(file).name.split(".")[0] for file in config.supervised.processbench]
+    if len({*names, "eval"}) <= len(names):  # figures are named for their file
+        problems.append(f"supervised.processbench: files need names of their own, other than eval (got {', '.join(names)})")
+    if kind != "sft" and "task" in config.supervised.data:
+        problems.append(f"supervised.data: a task has solutions without labels, which kind {kind} needs; name files of labelled records")
+    return problems
+
+
+def supervised_numbers(config: JobConfig) -> dict[str, int | float | str]:
+    """Every number that follows from a supervised job before its data is read, for ``--dry-run``."""
+    settings, ranks = config.supervised, config.learner.ranks
+    return {
+        "solutions per optimiser step": settings.batch,
+        "solutions per rank and step at most": -(-settings.batch // ranks),
+        "optimiser steps an epoch": f"solutions learnt from / {settings.batch}, rounded up over all {settings.epochs} epochs",
+        "optimiser steps at most": settings.max_steps or "no limit",
+        "learner GPUs where there are GPUs": ranks,
+        "run folder": str(config.run_dir),
+    }
+
+
+def process_problems(config: JobConfig) -> list[str]:
+    """What cannot work of a job's process rewards, each as one sentence. Raises ``ConfigError`` for names that are unknown."""
+    from reasoner_ray.prm import step_scorer  # noqa: F401 - registers prm and judge
+    from reasoner_ray.registry import check_arguments
+    from reasoner_ray.scoring.step_scorers import STEP_SCORERS
+
+    process = config.scoring.process
+    if process is None:
+        return []
+    check_arguments(STEP_SCORERS.get(process.scorer), process.args, "scoring.process.args", reserved=("context",))
+    if process.scorer in ("likelihood", "judge"):
+        return [f"scoring.process.scorer: {process.scorer} asks the policy's engine, which scorers of RL do not have; take prm"]
+    return []
+
+
+def process_gpus(config: JobConfig) -> float:
+    """GPUs that a job's model of steps takes where there are GPUs."""
+    process = config.scoring.process
+    if process is None or process.scorer != "prm":
+        return 0.0
+    each = process.args.get("gpus")
+    return (1.0 if each is None else float(each)) * int(process.args.get("workers", 1))

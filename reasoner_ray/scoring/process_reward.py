@@ -1,0 +1,134 @@
+"""Rewards at the ends of steps: a step scorer judges a group's trajectories, and its scores become rewards beside the outcome's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+
+from reasoner_ray.credit import normalise_groups, step_rewards
+from reasoner_ray.errors import ScoringError
+from reasoner_ray.prm import step_scorer  # noqa: F401 - registers prm and judge
+from reasoner_ray.scoring.step_scorers import STEP_SCORERS, StepScorer, StepScorerContext, score_steps
+from reasoner_ray.steps import Partial, segment
+from reasoner_ray.trajectory import Status, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from reasoner_ray.config import JobConfig
+    from reasoner_ray.prm.settings import ProcessRewardConfig
+
+
+class _NoEngine:
+    """Stands where a search has the policy's engine: scorer actors have none."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ScoringError("this step scorer asks the policy's engine, which scorers of RL do not have; take scoring.process.scorer=prm")
+
+
+class ProcessReward:
+    """Puts process rewards on groups of trajectories. Thread-safe where its scorers are."""
+
+    def __init__(self, config: ProcessRewardConfig, scorer: Callable[[], StepScorer], tokenizer: PreTrainedTokenizerBase) -> None:
+        """``scorer`` makes one for each group."""
+        self._config, self._scorer, self._tokenizer = config, scorer, tokenizer
+
+    @classmethod
+    def of(cls, job: JobConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessReward | None:
+        """What a job asks for, or None. Raises ``ConfigError`` for an unknown scorer."""
+        config = job.scoring.process
+        if config is None:
+            return None
+        factory = STEP_SCORERS.get(config.scorer)
+        engine: Any = _NoEngine()
+        return cls(config, lambda: factory(StepScorerContext(config=job, engine=engine, tokenizer=tokenizer), **config.args), tokenizer)
+
+    async def start(self) -> None:
+        """Let a scorer that has actors start them. Raises ``ReasonerError``."""
+        start = getattr(self._scorer(), "start", None)
+        if start is not None:
+            await start()
+
+    async def stop(self) -> None:
+        """Let a scorer that has actors end them."""
+        stop = getattr(self._scorer(), "stop", None)
+        if stop is not None:
+            await stop()
+
+    def apply(self, trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], dict[str, Any]]:
+        """One group with its process rewards, and what the summary says of them.
+
+        Rewards lie on the last token of each step. Where the scorer fails, every trajectory it should have judged comes back
+        FAILED: a score that there is not is no 0. The summary holds, a trajectory each, ``outcomes`` (the reward without
+        the process), and ``process``: ``score`` of the whole solution, ``reward``, ``truth``, ``steps``, ``tokens`` of
+        those that were judged; ``unscored`` counts failures by error type.
+        """
+        extra: dict[str, Any] = {"outcomes": [t.total_reward if t.status.is_trainable else math.nan for t in trajectories], "unscored": {}}
+        judged = [i for i, t in enumerate(trajectories) if t.status.is_trainable and t.trainable_tokens]
+        try:
+            partials = [partial_of(trajectories[i], self._tokenizer, self._config.separator) for i in judged]
+            scores = asyncio.run(score_steps(self._scorer(), partials))
+        except Exception as error:  # noqa: BLE001 - someone else's scorer may raise anything; the driver bounds how often
+            failed = {"score_status": "error", "error_type": type(error).__name__, "error": f"process reward: {error}"[:500]}
+            marked = [t.with_status(Status.FAILED, **failed) if i in judged else t for i, t in enumerate(trajectories)]
+            return marked, extra | {"unscored": {type(error).__name__: len(judged)}}
+        rewards = self._rewards(scores)
+        result = list(trajectories)
+        for i, partial, each in zip(judged, partials, rewards, strict=True):
+            result[i] = self._with_rewards(trajectories[i], partial, each)
+        about = {
+            "score": [self._solution_score(each) for each in scores],
+            "reward": [float(each.sum()) * self._config.weight for each in rewards],
+            "truth": [_truth(trajectories[i]) for i in judged],
+            "steps": [len(each) for each in scores],
+            "tokens": [trajectories[i].trainable_tokens for i in judged],
+        }
+        return result, extra | {"process": about}
+
+    def _rewards(self, scores: list[list[float]]) -> list[torch.Tensor]:
+        """Rewards of the steps of each solution, before the weight."""
+        counts = [len(each) for each in scores]
+        flat = torch.tensor([score for each in scores for score in each], dtype=torch.float32)
+        solution = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
+        rewards = step_rewards(flat, solution, self._config.transform, initial=self._config.initial)
+        if self._config.normalise == "group":
+            rewards = normalise_groups(rewards, torch.zeros_like(solution))
+        return list(rewards.split(counts))
+
+    def _with_rewards(self, trajectory: Trajectory, partial: Partial, rewards: torch.Tensor) -> Trajectory:
+        total = trajectory.rewards * np.float32(self._config.outcome_weight)
+        total[np.array(partial.ends) - 1] += np.float32(self._config.weight) * rewards.numpy()
+        return replace(trajectory, rewards=total)
+
+    def _solution_score(self, scores: list[float]) -> float:
+        """What the transform makes of a solution's scores: the figure that training drives up."""
+        if self._config.transform == "raw":
+            return math.fsum(scores) / len(scores)
+        return min(scores) if self._config.transform == "minimum" else scores[-1]
+
+
+def partial_of(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, separator: str | None) -> Partial:
+    """The steps of a trajectory: each turn of the policy, cut after each ``separator``; what others write belongs to the step behind it.
+
+    Raises ``ScoringError`` where an episode forgot its earlier turns, since a solution has one context.
+    """
+    spans = [s for s in trajectory.spans if s.kind == "model" and s.end > s.start]
+    if any(s.context_start for s in spans):
+        raise ScoringError("process rewards need episodes of one context; this one begins anew with a turn (rollout.agent.history_tokens)")
+    tokens = trajectory.tokens.tolist()
+    ends: list[int] = []
+    for span in spans:
+        ends += [span.end] if separator is None else segment(tokens[: span.end], tokenizer, separator, start=span.start)
+    return Partial(tuple(tokens[: ends[-1]]), tuple(ends), spans[0].start)
+
+
+def _truth(trajectory: Trajectory) -> float:
+    """Whether the answer is right: the first term of the outcome, before its weight, or the whole of it."""
+    parts = trajectory.info.get("score_parts") or {}
+    return float(next(iter(parts.values()), trajectory.total_reward))

@@ -1,0 +1,269 @@
+"""Supervised training: batches of examples to the learners, held-out figures, checkpoints. ``kind: sft | prm | value``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import torch
+
+from reasoner_ray.data.tasks import DataOrder, Item, get_task
+from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, LearnerLost
+from reasoner_ray.learner.group import LearnerGroup
+from reasoner_ray.learner.predict import predict_stored
+from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_model
+from reasoner_ray.prm.examples import Example, read_examples, split
+from reasoner_ray.prm.metrics import step_metrics, value_metrics
+from reasoner_ray.trainer import launch
+from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state, write_checkpoint, write_model
+from reasoner_ray.trainer.tracking import Tracker
+from reasoner_ray.trajectory import Trajectory, flatten
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+    from reasoner_ray.prm.examples import Kind
+
+log = logging.getLogger(__name__)
+
+
+def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, float]:
+    """Run a supervised job to its end and return its last evaluation.
+
+    Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
+    """
+    examples, held_out, left_out = load_examples(config)
+    config = with_steps(config, len(examples))
+    config, checkpoint = launch.choose_run(config, if_exists)
+    order = order_of(examples, config.seed)
+    if checkpoint is not None:
+        check_resumable(read_driver_state(checkpoint), config.trainer, order)
+    launch.connect(config)
+    try:
+        launch.check_resources(config, ray.cluster_resources())
+        launch.make_run_folder(config, if_exists)
+        tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
+        parts = Parts(learners=LearnerGroup(config), tracker=tracker, order=order, held_out=held_out, left_out=left_out)
+        result = asyncio.run(launch.run_with_signals(SupervisedDriver(config, parts), checkpoint))
+    finally:
+        ray.shutdown()
+    if result is None:
+        raise KeyboardInterrupt
+    return result
+
+
+def load_examples(config: JobConfig) -> tuple[list[Example], list[Example], Counter[str]]:
+    """What a job learns from, what it is evaluated on, and how many solutions were left out, and why. Raises ``ReasonerError``."""
+    kind, settings = kind_of(config), config.supervised
+    if not settings.data:
+        raise ConfigError(f"supervised.data: kind {kind} needs files of records to learn from")
+    path = resolve_model(config.model.path)
+    tokenizer = load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
+    check_tokenizer_matches(path, tokenizer)
+    task = get_task(config.task, config.seed) if "task" in settings.data else None
+    examples, left_out = read_examples(settings.data, kind, settings, tokenizer, task)
+    if settings.held_out:
+        held_out, also = read_examples(settings.held_out, kind, settings, tokenizer)
+        return examples, held_out, left_out + also
+    examples, held_out = split(examples, settings.held_out_fraction)
+    if not examples:
+        raise DataError(f"every question is held out (supervised.held_out_fraction={settings.held_out_fraction:g}); lower it or add data")
+    return examples, held_out, left_out
+
+
+def kind_of(config: JobConfig) -> Kind:
+    """The job's supervised kind. Raises ``ConfigError`` for kind rl."""
+    if config.kind == "rl":
+        raise ConfigError("kind: rl learns from rewards; supervised training is kind sft, prm or value")
+    return config.kind
+
+
+def with_steps(config: JobConfig, n_examples: int) -> JobConfig:
+    """The job with ``trainer.steps`` that its epochs come to."""
+    settings = config.supervised
+    steps = math.ceil(settings.epochs * n_examples / settings.batch)
+    steps = min(steps, settings.max_steps or steps)
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"steps": steps})})
+
+
+def order_of(examples: Sequence[Example], seed: int) -> DataOrder:
+    """The examples in an endless order that the seed fixes; its items carry them as ``info["example"]``."""
+    items = [
+        Item(id=e.id, prompt=str(e.partial.tokens), answer=(e.partial.ends, e.labels, e.reward), info={"example": e}) for e in examples
+    ]
+    return DataOrder(items, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything the driver coordinates."""
+
+    learners: Any  # ``trainer.parts.Learners`` that can also ``run`` a function on every rank
+    tracker: Tracker
+    order: DataOrder
+    held_out: list[Example]
+    left_out: Counter[str] = field(default_factory=Counter)
+    store: Callable[[Any], Any] = field(default=ray.put)
+
+
+class SupervisedDriver:
+    """One run, from its start (or its newest checkpoint) to its last step."""
+
+    def __init__(self, config: JobConfig, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+        self.step = 0
+        self.last_eval: dict[str, float] = {}
+        self._kind = kind_of(config)
+        self._restarts = self._checkpoints_failed = 0
+        self._evaluated_at = -1
+        self._held_out: list[Trajectory] = [e.trajectory(self._kind, config.supervised) for e in parts.held_out]
+        self._held_out_ref: Any = None
+        self._stop = False
+
+    @property
+    def finished(self) -> bool:
+        """Every step was trained, and the result evaluated."""
+        return self.step >= self.config.trainer.steps == self._evaluated_at
+
+    def request_stop(self) -> None:
+        """Checkpoint and end after the step under way."""
+        self._stop = True
+
+    async def run(self, resume_from: Path | None = None) -> dict[str, float]:
+        """Train to the last step and return the last evaluation. Raises ``ReasonerError`` with what to do."""
+        await self.parts.learners.start()
+        if resume_from is not None:
+            await self._restore(resume_from)
+        self.parts.tracker.start(self.config.trainer.steps, self.step)
+        for reason, number in self.parts.left_out.items():
+            self.parts.tracker.event(f"{number} solutions were left out: {reason}", "warning")
+        while True:
+            try:
+                await self._train()
+                return self.last_eval
+            except LearnerLost as error:
+                self.parts.tracker.event(f"learner lost ({error}); going back to the last checkpoint", "error")
+                await self._restart_learner(error)
+
+    async def stop(self) -> None:
+        """End every actor; safe after any failure."""
+        await self.parts.learners.stop()
+
+    async def _train(self) -> None:
+        trainer = self.config.trainer
+        if self.step == 0:
+            await self._evaluate()
+        while self.step < trainer.steps and not self._stop:
+            await self._train_step()
+            if self.step < trainer.steps and trainer.checkpoint_every and self.step % trainer.checkpoint_every == 0:
+                await self._checkpoint()
+        if self.step >= trainer.steps and self._evaluated_at < self.step:
+            await self._evaluate()
+        if self.step:
+            await self._checkpoint()
+        if self.step >= trainer.steps:
+            await write_model(self.config.run_dir, self.parts.learners.export)
+
+    async def _train_step(self) -> None:
+        """Learn from the next batch, look at the result, say what came of it."""
+        began, trainer = time.perf_counter(), self.config.trainer
+        batch, ranks = self._batch(), self.config.learner.ranks
+        # A share may be smaller than another, or empty: every loss is divided by counts over all of them.
+        learned = await self.parts.learners.train_step([self.parts.store(batch[rank::ranks]) for rank in range(ranks)])
+        self.step += 1
+        if trainer.eval_every and self.step % trainer.eval_every == 0:
+            await self._evaluate()
+        metrics = {key: value for key, value in learned.items() if not key.startswith("mismatch/")}  # nothing was rolled out
+        seen = min(self.step * self.config.supervised.batch, self._places)
+        metrics |= {"train/epoch": seen / len(self.parts.order), "time/step_s": time.perf_counter() - began}
+        faults = {"faults/learner_restarts": self._restarts, "faults/checkpoints_failed": self._checkpoints_failed}
+        self.parts.tracker.log(self.step, metrics | {name: float(n) for name, n in faults.items()})
+
+    @property
+    def _places(self) -> int:
+        """Solutions of all epochs."""
+        return self.config.supervised.epochs * len(self.parts.order)
+
+    def _batch(self) -> list[Trajectory]:
+        """The next step's solutions; the last step of the last epoch may have fewer."""
+        settings = self.config.supervised
+        first = self.step * settings.batch
+        items = [self.parts.order[place] for place in range(first, min(first + settings.batch, self._places))]
+        return [item.info["example"].trajectory(self._kind, settings) for item in items]
+
+    async def _evaluate(self) -> None:
+        """Figures on the held-out solutions."""
+        if self._held_out:
+            began = time.perf_counter()
+            if self._held_out_ref is None:
+                self._held_out_ref = self.parts.store(self._held_out)
+            shares = await self.parts.learners.run(predict_stored, [self._held_out_ref])
+            figures = held_out_metrics(self._kind, self._held_out, shares, self.config.supervised.threshold)
+            self.last_eval = {f"eval/{name}": value for name, value in figures.items()} | {"time/eval_s": time.perf_counter() - began}
+            self.parts.tracker.eval(self.step, self.last_eval)
+        self._evaluated_at = self.step
+
+    async def _checkpoint(self) -> None:
+        """Write a checkpoint; where that fails, say so, count it and go on with the one before."""
+        # ``ready`` and ``running`` are the groups of a run that rolls out: there are none.
+        state = {"step": self.step, "version": self.step, "data": self.parts.order.fingerprint, "ready": {}, "running": []}
+        state |= {"restarts": self._restarts, "evaluated_at": self._evaluated_at, "last_eval": self.last_eval}
+        try:
+            keep = self.config.trainer.keep_checkpoints
+            await write_checkpoint(self.config.run_dir, self.step, state, self.parts.learners.save, keep)
+        except CheckpointError as error:
+            self._checkpoints_failed += 1
+            self.parts.tracker.event(str(error), "error")
+
+    async def _restore(self, checkpoint: Path) -> None:
+        """Go back to a checkpoint: learner, and the place in the data order."""
+        state = read_driver_state(checkpoint)
+        check_resumable(state, self.config.trainer, self.parts.order)
+        await self.parts.learners.load(checkpoint / "learner")
+        self.step, self._evaluated_at, self.last_eval = state["step"], state["evaluated_at"], state["last_eval"]
+        self._restarts = max(self._restarts, state["restarts"])
+
+    async def _restart_learner(self, error: LearnerLost) -> None:
+        """A learner rank died: begin anew from the last checkpoint. Raises ``EnvironmentProblem`` past ``learner.restart_limit`` times."""
+        while True:
+            self._restarts += 1
+            limit = self.config.learner.restart_limit
+            if self._restarts > limit:
+                raise EnvironmentProblem(
+                    f"the learner died {self._restarts} times (learner.restart_limit={limit}); the last time: {error}"
+                ) from error
+            try:
+                await self.parts.learners.restart()
+                checkpoints = list_checkpoints(self.config.run_dir)
+                self.step, self._evaluated_at = 0, -1
+                if checkpoints:
+                    await self._restore(checkpoints[-1])
+            except LearnerLost as again:
+                error = again
+                continue
+            self.parts.tracker.rewind(self.step)
+            return
+
+
+def held_out_metrics(
+    kind: Kind, trajectories: Sequence[Trajectory], shares: Sequence[tuple[torch.Tensor, torch.Tensor]], threshold: float
+) -> dict[str, float]:
+    """The figures of ``kind`` from what the ranks said (``predict``) of ``trajectories``."""
+    targets = flatten(trajectories).rewards
+    said = torch.full_like(targets, float("nan"))
+    for places, values in shares:
+        said[places] = values
+    if kind == "sft":
+        loss = -float(said.double().mean())
+        return {"loss": loss, "perplexity": math.exp(min(loss, 100.0)), "tokens": float(len(said))}
+    if kind == "prm":
+        return step_metrics(np.asarray(torch.sigmoid(said)), np.asarray(targets), threshold)
+    return value_metrics(np.asarray(said), np.asarray(targets))

@@ -1,0 +1,164 @@
+"""Step models shared by many callers: batches, one caller's mistake, actors that are killed, and the scorers of a search."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from reasoner_ray.config import parse_config
+from reasoner_ray.errors import ModelError, ScoringError
+from reasoner_ray.learner.learner import Learner
+from reasoner_ray.prm.model import ProcessModel
+from reasoner_ray.prm.pool import Batcher, StepModelPool, StepModelSpec
+from reasoner_ray.scoring.step_scorers import STEP_SCORERS, StepScorerContext, score_steps
+from reasoner_ray.steps import Partial
+from tests.prm.conftest import make_examples
+
+
+class SlowModel:
+    """Scores a step by its number; waits until it is let go, so that a test sees what comes together."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.calls: list[int] = []
+        self.go = threading.Event()
+
+    def score(self, partials: Sequence[Partial]) -> list[list[float]]:
+        assert self.go.wait(10)
+        self.calls.append(len(partials))
+        if any(666 in p.tokens for p in partials):
+            raise ScoringError("token 666")
+        self.tokens += sum(len(p.tokens) for p in partials) - 1  # one was known, say
+        return [[float(len(p.ends)) for _ in p.ends] for p in partials]
+
+
+def solution(steps: int, token: int = 9) -> Partial:
+    partial = Partial.root([1])
+    for _ in range(steps):
+        partial = partial.then([token])
+    return partial
+
+
+def test_callers_share_batches() -> None:
+    async def run() -> None:
+        model = SlowModel()
+        batcher = Batcher(model)
+        first = asyncio.create_task(batcher.score([solution(1)]))
+        await asyncio.sleep(0.05)  # it computes already, alone
+        later = [asyncio.create_task(batcher.score([solution(n), solution(1)])) for n in (2, 3, 4)]
+        await asyncio.sleep(0.05)
+        model.go.set()
+        assert await first == ([[1.0]], 1)
+        results = await asyncio.gather(*later)
+        assert [scores for scores, _ in results] == [[[float(n)] * n, [1.0]] for n in (2, 3, 4)]
+        assert model.calls == [1, 6] and batcher.batches == 2
+        assert 1 + sum(tokens for _, tokens in results) == model.tokens, "shares of the cost add up to what was computed"
+
+    asyncio.run(run())
+
+
+def test_one_callers_mistake_is_its_own() -> None:
+    async def run() -> None:
+        model = SlowModel()
+        batcher = Batcher(model)
+        tasks = [asyncio.create_task(batcher.score([solution(1, token)])) for token in (9, 666, 9)]
+        await asyncio.sleep(0.05)
+        model.go.set()
+        good, bad, also = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(bad, ScoringError)
+        assert isinstance(good, tuple) and isinstance(also, tuple) and good[0] == also[0] == [[1.0]]
+        assert (await batcher.score([solution(2)]))[0] == [[2.0, 2.0]], "and it goes on"
+
+    asyncio.run(run())
+
+
+class AskedEngine:
+    """Says yes to what it is asked with log-odds of the prompt's length modulo 3."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    async def next_logprobs(self, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> list[float]:
+        self.asked.append(list(prompt))
+        assert len(tokens) == 2
+        return [float(len(prompt) % 3), 0.0]
+
+
+def test_the_policy_judges_itself(tiny_model_dir: Path) -> None:
+    tokenizer, engine = AutoTokenizer.from_pretrained(tiny_model_dir), AskedEngine()
+    config = parse_config({"model": {"path": str(tiny_model_dir)}})
+    context: Any = StepScorerContext(config=config, engine=engine, tokenizer=tokenizer)  # type: ignore[arg-type]
+    judge = STEP_SCORERS.get("judge")(context, yes="a", no="b")
+    partial = Partial.root(tokenizer.encode("2 + 3?")).then(tokenizer.encode("add\n")).then(tokenizer.encode("5\n"))
+
+    async def run() -> None:
+        scores = await score_steps(judge, [partial, partial.until(1)])
+        assert scores[0][:1] == scores[1] and len(engine.asked) == 2, "a step is asked about once"
+        assert scores[0] == pytest.approx([1 / (1 + math.exp(-(len(asked) % 3))) for asked in engine.asked])
+        assert judge.tokens == sum(map(len, engine.asked))
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def prm_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A process reward model that was trained for a moment, so that its scores differ."""
+    folder = tmp_path_factory.mktemp("prm")
+    tree = {"kind": "prm", "model": {"path": str(tiny_model_dir), "dtype": "float32"}, "learner": {"lr": 1e-3, "critic_lr": 1e-2}}
+    config = parse_config(tree)
+    learner = Learner(config)
+    for _ in range(3):
+        learner.train_step([[e.trajectory("prm", config.supervised) for e in make_examples(8)]])
+    learner.export(folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.slow
+def test_actors_are_shared_batched_and_survive_a_kill(prm_dir: Path, tiny_model_dir: Path, ray_cluster: Any) -> None:
+    spec = StepModelSpec(model=str(prm_dir), policy=str(tiny_model_dir), dtype="float32", workers=2, threads=1)
+    partials = [e.partial for e in make_examples(12)]
+    expected = ProcessModel(str(prm_dir), dtype="float32").score(partials)
+
+    async def run() -> None:
+        pool, other = StepModelPool(spec), StepModelPool(spec)
+        scores, tokens = await pool.score(partials)
+        assert all(one == pytest.approx(two, abs=1e-5) for one, two in zip(scores, expected, strict=True)) and tokens > 0
+        again, none = await other.score(partials)
+        assert again == scores and none == 0, "another handle finds the same actors, and what they know"
+        for actor in pool._actors:
+            os.kill(ray_cluster.get(actor.ping.remote()), signal.SIGKILL)
+        scores, tokens = await pool.score(partials)
+        assert all(one == pytest.approx(two, abs=1e-5) for one, two in zip(scores, expected, strict=True))
+        assert tokens > 0, "a restarted actor has forgotten"
+        await pool.stop()
+        assert (await other.score(partials[:2]))[0] == scores[:2], "and one that was taken away is started anew"
+        await other.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_what_keeps_an_actor_from_starting_is_told(tiny_model_dir: Path, ray_cluster: Any) -> None:
+    pool = StepModelPool(StepModelSpec(model=str(tiny_model_dir), policy=str(tiny_model_dir)))
+    with pytest.raises(ModelError, match=r"set the scorer's args\.format"):
+        asyncio.run(pool.score([solution(1)]))
+
+
+@pytest.mark.slow
+def test_prm_is_a_step_scorer(prm_dir: Path, tiny_model_dir: Path, ray_cluster: Any) -> None:
+    config = parse_config({"model": {"path": str(tiny_model_dir), "dtype": "float32"}})
+    context: Any = StepScorerContext(config=config, engine=None, tokenizer=None)  # type: ignore[arg-type]
+    scorer = STEP_SCORERS.get("prm")(context, model=str(prm_dir), dtype="float32", threads=1)
+    partials = [e.partial for e in make_examples(3)]
+    scores = asyncio.run(score_steps(scorer, partials))
+    assert [len(s) for s in scores] == [len(p.ends) for p in partials]
+    assert scorer.tokens > 0
