@@ -76,6 +76,16 @@ def test_a_machine_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         connect(load_config(None))
 
 
+def test_a_local_cluster_that_does_not_come_up_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # Ray's own words and type
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fails)
+    with pytest.raises(EnvironmentProblem, match=r"no local Ray cluster could be started: .* timed out .*reasoner doctor"):
+        connect(load_config(None))
+
+
 @pytest.mark.slow
 def test_a_local_cluster_starts_while_rays_usual_port_is_taken() -> None:
     program = (

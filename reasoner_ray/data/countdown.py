@@ -5,21 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cached_property
 
-from reasoner_ray.data.game24 import INSTRUCTION, build_number_prompt
+from reasoner_ray.data.game24 import INSTRUCTION, write_question
+from reasoner_ray.data.generated import DrawnTask
 from reasoner_ray.data.number_games import SIGNS, Term, apply, check_lines, join_terms, write_step
-from reasoner_ray.data.questions import check_style
-from reasoner_ray.data.tasks import Item, Task, is_held_out, register_task
+from reasoner_ray.data.tasks import Item, register_task
 from reasoner_ray.errors import ConfigError
 
-_MAX_REPEATS = 10_000  # draws in a row that bring nothing new before the space counts as used up
 Game = tuple[tuple[int, ...], int, str]
 """Numbers, target, and the solution that the game was made by."""
 
 
 @register_task("countdown")
-class CountdownTask(Task):
+class CountdownTask(DrawnTask):
     """``numbers`` numbers up to ``highest`` and a target up to ``highest_target``, made by playing at random, so each has a solution.
 
     Every step of that solution has a positive integer as its result; others may be shorter to find. Whether a game is held out
@@ -28,6 +26,7 @@ class CountdownTask(Task):
     """
 
     default_scorer = "number_game"
+    most_repeats = 10_000
 
     def __init__(
         self,
@@ -42,6 +41,14 @@ class CountdownTask(Task):
         style: str = "text",
         instruction: str = INSTRUCTION,
     ) -> None:
+        super().__init__(
+            seed=seed,
+            train_size=train_size,
+            held_out_size=held_out_size,
+            held_out_fraction=held_out_fraction,
+            style=style,
+            instruction=instruction,
+        )
         for key, value, least, most in (
             ("numbers", numbers, 2, 6),
             ("highest", highest, 2, 10**6),
@@ -50,48 +57,21 @@ class CountdownTask(Task):
             if not least <= value <= most:
                 raise ConfigError(f"task.args.{key}: must be in {least}..{most} (got {value})")
         self._numbers, self._highest, self._highest_target = numbers, highest, highest_target
-        self._sizes, self._fraction, self._seed = (train_size, held_out_size), held_out_fraction, seed
-        self._style, self._instruction = check_style(style), instruction
-
-    def train(self) -> Sequence[Item]:
-        """Games drawn with the job's seed."""
-        return self._train
-
-    def held_out(self) -> Sequence[Item]:
-        """The same games for every seed."""
-        return self._held_out
 
     def check_steps(self, item: Item, steps: Sequence[str]) -> list[bool]:
         """Exact labels of steps: see ``number_games.check_lines``; with six numbers a step may take seconds."""
         return check_lines(steps, item.info["numbers"], item.info["target"])
 
-    @cached_property
-    def _train(self) -> list[Item]:
-        return self._collect(random.Random(f"countdown/train/{self._seed}"), self._sizes[0], held_out=False)
+    def _draw(self, source: random.Random, number: str) -> tuple[str, Item] | None:
+        game = self._play(source)
+        if game is None:
+            return None
+        numbers, target, solution = game
+        identity = f"countdown-{'-'.join(map(str, sorted(numbers)))}-to-{target}"
+        info = {"numbers": list(numbers), "target": target, "solution": solution}
+        return identity, Item(id=identity, prompt=self._prompt(write_question(numbers, target)), answer=target, info=info)
 
-    @cached_property
-    def _held_out(self) -> list[Item]:
-        return self._collect(random.Random("countdown/held_out"), self._sizes[1], held_out=True)
-
-    def _collect(self, source: random.Random, size: int, *, held_out: bool) -> list[Item]:
-        items: dict[str, Item] = {}
-        repeats = 0
-        while len(items) < size and repeats < _MAX_REPEATS:
-            repeats += 1
-            game = self._draw(source)
-            if game is None:
-                continue
-            numbers, target, solution = game
-            identity = f"countdown-{'-'.join(map(str, sorted(numbers)))}-to-{target}"
-            if identity in items or is_held_out(identity, self._fraction) != held_out:
-                continue
-            repeats = 0
-            prompt = build_number_prompt(numbers, target, self._style, self._instruction)
-            info = {"numbers": list(numbers), "target": target, "solution": solution}
-            items[identity] = Item(id=identity, prompt=prompt, answer=target, info=info)
-        return list(items.values())
-
-    def _draw(self, source: random.Random) -> Game | None:
+    def _play(self, source: random.Random) -> Game | None:
         """Play one game backwards: random numbers, random operations; None where it leads to no allowed target."""
         numbers = tuple(source.randint(1, self._highest) for _ in range(self._numbers))
         terms, lines = [Term(Fraction(n), str(n)) for n in numbers], []

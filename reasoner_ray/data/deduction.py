@@ -18,11 +18,10 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise, product
 
-from reasoner_ray.data.questions import build_prompt, check_style
-from reasoner_ray.data.tasks import Item, Task, is_held_out, register_task
+from reasoner_ray.data.generated import DrawnTask
+from reasoner_ray.data.tasks import Item, register_task
 from reasoner_ray.errors import ConfigError
 
 INSTRUCTION = (
@@ -31,9 +30,10 @@ INSTRUCTION = (
 )
 NAMES = ("Sally", "Max", "Rex", "Wren", "Polly", "Sam", "Stella", "Alex")
 PROPERTIES = tuple("wooden red cold loud heavy shy bright sour round quick old soft green sweet tall dull".split())
+MAX_SENTENCE = 200
+"""Characters of a sentence that is still read."""
 _SENTENCE = re.compile(r"(?:(?P<all>Each|Every) )?(?P<subject>.+?) (?P<verb>is|are) (?P<not>not )?(?:an? )?(?P<predicate>[^.]+)\.")
 _ANSWER = re.compile(r"\s*The answer is (true|false)\.?\s*", re.IGNORECASE)
-_MAX_REPEATS = 1000  # draws in a row that bring nothing new before the space counts as used up
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Statement:
 
 def read_statement(sentence: str) -> Statement | None:
     """What a sentence says; None where it is not of the forms in which rules and facts are written."""
-    found = _SENTENCE.fullmatch(sentence.strip())
+    text = sentence.strip()
+    found = _SENTENCE.fullmatch(text) if len(text) <= MAX_SENTENCE else None
     if found is None:
         return None
     is_rule = found["all"] is not None or found["verb"] == "are"
@@ -87,7 +88,7 @@ def _follows(statement: Statement, known: set[Statement], given: set[Statement])
 
 
 @register_task("deduction")
-class DeductionTask(Task):
+class DeductionTask(DrawnTask):
     """Questions of ``hops`` (fewest and most) class rules, as many true as false on average; a part of them is held out by content.
 
     ``distractors`` other classes have rules of their own, one of which says the opposite of the asked property, so that the last
@@ -109,47 +110,28 @@ class DeductionTask(Task):
         style: str = "text",
         instruction: str = INSTRUCTION,
     ) -> None:
+        super().__init__(
+            seed=seed,
+            train_size=train_size,
+            held_out_size=held_out_size,
+            held_out_fraction=held_out_fraction,
+            style=style,
+            instruction=instruction,
+        )
         if len(hops) != 2 or not 1 <= hops[0] <= hops[1] <= 20:
             raise ConfigError(f"task.args.hops: must be the fewest and the most, within 1..20 (got {list(hops)})")
         if not 1 <= distractors <= 20:
             raise ConfigError(f"task.args.distractors: must be in 1..20 (got {distractors})")
         self._hops, self._distractors = (hops[0], hops[1]), distractors
-        self._sizes, self._fraction, self._seed = (train_size, held_out_size), held_out_fraction, seed
-        self._style, self._instruction = check_style(style), instruction
-
-    def train(self) -> Sequence[Item]:
-        """Questions drawn with the job's seed."""
-        return self._train
-
-    def held_out(self) -> Sequence[Item]:
-        """The same questions for every seed."""
-        return self._held_out
 
     def check_steps(self, item: Item, steps: Sequence[str]) -> list[bool]:
         """Exact labels of steps: see ``check_proof``."""
         return check_proof(steps, item.info["context"], item.answer == "true")
 
-    @cached_property
-    def _train(self) -> list[Item]:
-        return self._collect(random.Random(f"deduction/train/{self._seed}"), self._sizes[0], "train", held_out=False)
-
-    @cached_property
-    def _held_out(self) -> list[Item]:
-        return self._collect(random.Random("deduction/held_out"), self._sizes[1], "held_out", held_out=True)
-
-    def _collect(self, source: random.Random, size: int, split: str, *, held_out: bool) -> list[Item]:
-        items: dict[str, Item] = {}
-        repeats = 0
-        while len(items) < size and repeats < _MAX_REPEATS:
-            question, context, answer, proof = draw_question(source, source.randint(*self._hops), self._distractors)
-            if question in items or is_held_out(question, self._fraction) != held_out:
-                repeats += 1
-                continue
-            repeats = 0
-            prompt = f"{question}\n" if self._style == "text" else build_prompt(question, style="chat", instruction=self._instruction)
-            info = {"context": context, "solution": "\n".join(proof)}
-            items[question] = Item(id=f"deduction-{split}-{len(items)}", prompt=prompt, answer=answer, info=info)
-        return list(items.values())
+    def _draw(self, source: random.Random, number: str) -> tuple[str, Item]:
+        question, context, answer, proof = draw_question(source, source.randint(*self._hops), self._distractors)
+        info = {"context": context, "solution": "\n".join(proof)}
+        return question, Item(id=f"deduction-{number}", prompt=self._prompt(question), answer=answer, info=info)
 
 
 def draw_question(source: random.Random, hops: int, distractors: int) -> tuple[str, list[str], str, list[str]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import combinations_with_replacement
 
+from reasoner_ray.data.generated import GeneratedTask
 from reasoner_ray.data.number_games import check_lines, is_reachable, solve
-from reasoner_ray.data.questions import build_prompt, check_style
-from reasoner_ray.data.tasks import Item, Message, Task, is_held_out, register_task
+from reasoner_ray.data.tasks import Item, is_held_out, register_task
 from reasoner_ray.errors import ConfigError
 
 TARGET, CARDS, HIGHEST = 24, 4, 13
@@ -20,14 +19,13 @@ INSTRUCTION = (
 )
 
 
-def build_number_prompt(numbers: Sequence[int], target: int, style: str, instruction: str) -> str | list[Message]:
-    """A game's prompt: ``Numbers: 1 1 4 6 Target: 24`` as a line to be continued, or as a chat message with the rules."""
-    question = f"Numbers: {' '.join(map(str, numbers))} Target: {target}"
-    return f"{question}\n" if style == "text" else build_prompt(question, style="chat", instruction=instruction)
+def write_question(numbers: Sequence[int], target: int) -> str:
+    """A game's question: ``Numbers: 1 1 4 6 Target: 24``."""
+    return f"Numbers: {' '.join(map(str, numbers))} Target: {target}"
 
 
 @register_task("game24")
-class Game24Task(Task):
+class Game24Task(GeneratedTask):
     """All 1,362 hands of four cards from 1 to 13 that make 24, ``held_out_fraction`` of them held out by their content.
 
     An item's ``info`` has ``numbers``, ``target`` and ``solution``, the text to be learnt by supervised fine-tuning. With
@@ -40,41 +38,21 @@ class Game24Task(Task):
         self, *, seed: int = 0, held_out_fraction: float = 0.2, solutions: int = 1, style: str = "text", instruction: str = INSTRUCTION
     ) -> None:
         del seed  # the order is the driver's business
-        if not 0 <= held_out_fraction < 1:
-            raise ConfigError(f"task.args.held_out_fraction: must be at least 0 and below 1 (got {held_out_fraction})")
+        super().__init__(held_out_fraction=held_out_fraction, style=style, instruction=instruction)
         if solutions < 1:
             raise ConfigError(f"task.args.solutions: must be at least 1 (got {solutions})")
-        self._fraction, self._solutions = held_out_fraction, solutions
-        self._style, self._instruction = check_style(style), instruction
-
-    def train(self) -> Sequence[Item]:
-        """Solved on first use, which takes a few seconds."""
-        return self._train
-
-    def held_out(self) -> Sequence[Item]:
-        """Solved on first use."""
-        return self._held_out
+        self._solutions = solutions
 
     def check_steps(self, item: Item, steps: Sequence[str]) -> list[bool]:
         """Exact labels of steps: see ``number_games.check_lines``."""
         return check_lines(steps, item.info["numbers"], item.info["target"])
 
-    @cached_property
-    def _hands(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        hands = solvable_hands()
-        out = [is_held_out(f"game24:{hand}", self._fraction) for hand in hands]
-        return [h for h, o in zip(hands, out, strict=True) if not o], [h for h, o in zip(hands, out, strict=True) if o]
-
-    @cached_property
-    def _train(self) -> list[Item]:
-        return [item for hand in self._hands[0] for item in self._items(hand, self._solutions)]
-
-    @cached_property
-    def _held_out(self) -> list[Item]:
-        return [item for hand in self._hands[1] for item in self._items(hand, 1)]
+    def _make(self, *, held_out: bool) -> list[Item]:
+        hands = [hand for hand in solvable_hands() if is_held_out(f"game24:{hand}", self._fraction) is held_out]
+        return [item for hand in hands for item in self._items(hand, 1 if held_out else self._solutions)]
 
     def _items(self, hand: tuple[int, ...], most: int) -> list[Item]:
-        prompt = build_number_prompt(hand, TARGET, self._style, self._instruction)
+        prompt = self._prompt(write_question(hand, TARGET))
         name = f"game24-{'-'.join(map(str, hand))}"
         return [
             Item(

@@ -31,8 +31,8 @@ _Ratio = tuple[int, int]
 """A rational number in lowest terms, denominator positive: its hash and sums cost a tenth of those of ``Fraction``."""
 _PLAIN = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = r"-?\d+(?:/\d+)?"
-_STEP = re.compile(rf"\s*({_NUMBER}) ([-+*/]) ({_NUMBER}) = ({_NUMBER}) \(left: ({_NUMBER}(?: {_NUMBER})*)\)\s*")
-_ANSWER = re.compile(r"\s*The answer is (.+?)\.?\s*")
+_STEP = re.compile(rf"({_NUMBER}) ([-+*/]) ({_NUMBER}) = ({_NUMBER}) \(left: ({_NUMBER}(?: {_NUMBER})*)\)")
+_ANSWER = re.compile(r"The answer is (.+?)\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def check_lines(lines: Sequence[str], numbers: Sequence[int], target: int) -> li
     """
     left: list[Fraction] | None = [Fraction(n) for n in numbers]
     labels = []
-    for line in lines:
+    for line in map(str.strip, lines):
         answer = _ANSWER.fullmatch(line)
         if left is None:
             labels.append(False)
@@ -231,7 +231,7 @@ def _after(line: str, left: Sequence[Fraction]) -> list[Fraction] | None:
     try:
         a, b, result = Fraction(step.group(1)), Fraction(step.group(3)), Fraction(step.group(4))
         said = Counter(Fraction(n) for n in step.group(5).split(" "))
-    except ZeroDivisionError:  # a number such as 1/0
+    except (ZeroDivisionError, ValueError):  # a number such as 1/0, or one with more digits than Python reads
         return None
     there, used = Counter(left), Counter([a, b])
     if used - there or apply(step.group(2), a, b) != result:

@@ -86,13 +86,13 @@ def records_of(kind: str, record: Record, options: Options) -> Iterator[dict[str
     """The solutions of one record; none where its labels are of no use. Raises ``DataError``."""
     try:
         tree = CONVERTERS[kind](record, options)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(f"{record.where}: not a record of {kind} ({type(error).__name__}: {error})") from error
     if tree is None:
         return
     for number, path in enumerate(_paths(tree.roots)):
-        known = [not (step.told and options.once) for step in path]
-        values = [fmean(step.values) if step.values and new else None for step, new in zip(path, known, strict=True)]
+        means = [fmean(step.values) for step in path]
+        values = [None if step.told and options.once else mean for step, mean in zip(path, means, strict=True)]
         for step in path:
             step.told = True
         hard = [None if value is None else value > tree.hard_above for value in values]
@@ -107,17 +107,19 @@ def records_of(kind: str, record: Record, options: Options) -> Iterator[dict[str
                 "labels": labels,
                 "soft": values,
                 "hard": hard,
-                "first_error": next((i for i, label in enumerate(hard) if label is False), None),
+                "first_error": next((i for i, mean in enumerate(means) if mean <= tree.hard_above), None),
             }
 
 
-def _paths(steps: Sequence[Step], before: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
+def _paths(roots: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
     """Every way from a root to a leaf."""
-    for step in steps:
-        if step.children:
-            yield from _paths(step.children, (*before, step))
+    open_paths: list[tuple[Step, ...]] = [(root,) for root in reversed(roots)]
+    while open_paths:
+        path = open_paths.pop()
+        if path[-1].children:
+            open_paths += [(*path, child) for child in reversed(path[-1].children)]
         else:
-            yield (*before, step)
+            yield path
 
 
 def _prm800k(record: Record, options: Options) -> Tree:
@@ -127,10 +129,10 @@ def _prm800k(record: Record, options: Options) -> Tree:
     level = roots
     for step in record.values["label"]["steps"]:
         completions, human = step.get("completions") or [], step.get("human_completion")
-        made = [Step(c["text"], [float(c["rating"] not in bad)]) for c in completions]
+        made = [Step(_string(c["text"]), [float(c["rating"] not in bad)]) for c in completions]
         chosen = step.get("chosen_completion")
         if chosen is None and human:
-            made.append(Step(human["text"], [float(human.get("rating") not in bad)]))
+            made.append(Step(_string(human["text"]), [float(human.get("rating") not in bad)]))
             chosen = len(made) - 1
         level.extend(made)
         if chosen is None:
@@ -164,7 +166,7 @@ def _math_aps(record: Record, options: Options) -> Tree | None:
     roots: list[Step] = []
     above: list[tuple[str, Step]] = []  # the prefixes of the one at hand, shortest first
     for text in sorted(values):  # a prefix comes right before what continues it
-        while above and not text.startswith(above[-1][0]):
+        while above and not _goes_on(text, above[-1][0]):
             above.pop()
         known = above[-1][0] if above else question
         if not text.startswith(known):
@@ -175,6 +177,11 @@ def _math_aps(record: Record, options: Options) -> Tree | None:
             (above[-1][1].children if above else roots).append(step)
             above.append((text, step))
     return Tree(question.strip(), roots, HARD_ABOVE)
+
+
+def _goes_on(text: str, prefix: str) -> bool:
+    """Whether ``text`` is ``prefix`` and further steps, not just a text that begins alike (1 and 12)."""
+    return text.startswith(prefix) and (prefix[-1].isspace() or text[len(prefix)].isspace())
 
 
 def _math_aps_tree(record: Record, options: Options) -> Tree | None:
@@ -199,8 +206,14 @@ def _chain(steps: list[Step]) -> Step:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not _string(value).strip():
         raise ValueError(f"a text is missing (got {value!r:.60})")
+    return str(value)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is missing (got {value!r:.60})")
     return value
 
 

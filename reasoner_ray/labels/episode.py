@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def make_grade(grader: WorkerGrader, policy: StepPolicy, item: Item, right_from:
 
 def as_data(item: Item, found: QuestionLabels, policy: StepPolicy, config: LabelConfig) -> dict[str, Any]:
     """One question as a line of the journal."""
-    texts = [[policy.tokenizer.decode(list(step), skip_special_tokens=True) for step in s.partial.steps] for s in found.solutions]
+    texts = [[_text_of(step, policy) for step in s.partial.steps] for s in found.solutions]
     return {
         "id": item.id,
         "prompt": item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"],
@@ -93,3 +94,7 @@ def as_data(item: Item, found: QuestionLabels, policy: StepPolicy, config: Label
         "solutions": [solution.as_record(config.target, steps) for solution, steps in zip(found.solutions, texts, strict=True)],
         "states": list(found.states),
     }
+
+
+def _text_of(step: Sequence[int], policy: StepPolicy) -> str:
+    return str(policy.tokenizer.decode(list(step), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -188,8 +188,8 @@ def _of_tokens(record: Record, kind: Kind) -> Partial:
     try:
         ends = [len(tokens)] if kind == "sft" and record.values.get("ends") is None else record.get("ends")
         partial = Partial(tuple(map(int, tokens)), tuple(map(int, ends)), int(start))
-        if partial.start < 1 or min(partial.tokens) < 0:
-            raise ValueError("a prompt has at least one token, and tokens are not negative")
+        if partial.start < 1 or not 0 <= min(partial.tokens) <= max(partial.tokens) < 1 << 31:
+            raise ValueError("a prompt has at least one token, and a token is a number from 0 to 2^31 - 1")
         return partial
     except (TypeError, ValueError) as error:
         raise DataError(

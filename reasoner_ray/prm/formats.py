@@ -27,6 +27,7 @@ from reasoner_ray.prm.incremental import Rows
 from reasoner_ray.prm.model import CachedStepModel, check_length, longest_context
 from reasoner_ray.prm.readings import read_at
 from reasoner_ray.prm.texts import JUDGE_PROMPT, judge_context, read_pattern, single_token, texts_of
+from reasoner_ray.steps import Partial
 
 
 class TextStepModel(CachedStepModel):
@@ -51,6 +52,10 @@ class TextStepModel(CachedStepModel):
     @abstractmethod
     def _read(self, contexts: Sequence[list[int]]) -> list[float]:
         """The score at the last token of each context."""
+
+    def _keys(self, partial: Partial) -> list[bytes]:
+        """The tokens, and where they are cut: steps are written one by one into the context."""
+        return [key + repr((partial.start, *partial.ends[: i + 1])).encode() for i, key in enumerate(super()._keys(partial))]
 
     def _compute(self, rows: Rows) -> list[float]:
         contexts = []

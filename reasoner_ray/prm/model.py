@@ -46,7 +46,7 @@ class CachedStepModel(ABC):
 
     def score(self, partials: Sequence[Partial]) -> list[list[float]]:
         """See ``StepModel.score``. Only steps that are not known are computed."""
-        keys = [prefix_digests(partial)[1:] for partial in partials]
+        keys = [self._keys(partial) for partial in partials]
         values = {key: self._known[key] for each in keys for key in each if key in self._known}
         wanted: dict[bytes, None] = {}
         rows = []
@@ -59,6 +59,10 @@ class CachedStepModel(ABC):
             values.update(zip(wanted, self._compute(rows), strict=True))
         self._remember(values)
         return [[values[key] for key in each] for each in keys]
+
+    def _keys(self, partial: Partial) -> list[bytes]:
+        """What the score of each step depends on: all tokens up to its end."""
+        return prefix_digests(partial)[1:]
 
     @abstractmethod
     def _compute(self, rows: Rows) -> list[float]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Format = Literal["auto", "reasoner", "qwen", "math_shepherd", "judge"]
 _RESTARTS = 10  # times Ray brings back an actor that died and runs its calls again: scoring has no side effects
+_STARTS = 3  # times the actors are brought up anew after that
 _CALLS_AT_ONCE = 1000  # calls wait for their batch, they do not compute
 _START_S = 900.0  # how long an actor may take to find room and load its model
 
@@ -205,16 +206,16 @@ class StepModelPool:
         """
         if not partials:
             return [], 0
-        for attempt in range(_RESTARTS + 1):
+        for attempt in range(_STARTS):
             try:
                 if not self._actors:
                     await self.start()
                 return await _spread(self._actors, partials)
             except RayActorError as error:
                 self._actors = []  # its owner ended and took it along: the next one starts it again
-                if attempt == _RESTARTS:
+                if attempt == _STARTS - 1:
                     raise EnvironmentProblem(
-                        f"an actor of the step model {self._spec.model} died {attempt + 1} times; its log under the Ray session folder "
+                        f"an actor of the step model {self._spec.model} kept dying; its log under the Ray session folder "
                         "says why, most often memory: lower the scorer's args.tokens_per_microbatch"
                     ) from error
                 await asyncio.sleep(min(0.1 * 2**attempt, 5.0))

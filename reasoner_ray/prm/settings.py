@@ -46,7 +46,8 @@ class ProcessRewardConfig(Section):
     transform: Literal["raw", "difference", "shaping", "minimum"] = Field(
         "minimum",
         description="raw: each step earns its score; difference: what it changes; shaping: the same, and the end gives it back, so that "
-        "the best policy stays the best; minimum: only what lowers the lowest score so far, which long answers cannot farm",
+        "the best policy stays the best (without a discount between steps); minimum: only what lowers the lowest score so far, which "
+        "long answers cannot farm",
     )
     initial: float = Field(0.0, description="difference, shaping: score of the question without a step")
     normalise: Literal["none", "group"] = Field("none", description="group: step rewards of a prompt's samples get mean 0 and deviation 1")
@@ -110,6 +111,11 @@ def process_problems(config: JobConfig) -> list[str]:
     check_arguments(STEP_SCORERS.get(process.scorer), process.args, "scoring.process.args", reserved=("context",))
     if process.scorer in ("likelihood", "judge"):
         return [f"scoring.process.scorer: {process.scorer} asks the policy's engine, which scorers of RL do not have; take prm"]
+    if process.normalise == "group" and process.transform in ("shaping", "minimum"):
+        return [
+            f"scoring.process.normalise: with a mean of 0 every step would earn or cost something for being there, which "
+            f"transform={process.transform} promises not to; leave normalise at none, or take transform=raw or difference"
+        ]
     return []
 
 

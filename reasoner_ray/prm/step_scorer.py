@@ -93,15 +93,16 @@ class JudgeStepScorer:
         self._engine, self._tokenizer = context.engine, context.tokenizer
         self._answers = [single_token(self._tokenizer, text, context.config.model.path) for text in (yes, no)]
         self._pattern, self._instruction = read_pattern(question), instruction
-        self._known: dict[tuple[int, ...], float] = {}
+        self._known: dict[Partial, float] = {}  # by what is asked about: where steps end is part of it
         self.tokens = 0
 
     async def score(self, partials: Sequence[Partial]) -> list[list[float]]:
         """See ``StepScorer.score``."""
-        new = {p.tokens[:end]: (p, i) for p in partials for i, end in enumerate(p.ends) if p.tokens[:end] not in self._known}
-        values = await asyncio.gather(*(self._ask(partial.until(i + 1)) for partial, i in new.values()))
+        wanted = [[partial.until(i + 1) for i in range(len(partial.ends))] for partial in partials]
+        new = dict.fromkeys(part for each in wanted for part in each if part not in self._known)
+        values = await asyncio.gather(*map(self._ask, new))
         self._known.update(zip(new, values, strict=True))
-        return [[self._known[p.tokens[:end]] for end in p.ends] for p in partials]
+        return [[self._known[part] for part in each] for each in wanted]
 
     async def _ask(self, partial: Partial) -> float:
         asked = judge_context(self._tokenizer, *texts_of(partial, self._tokenizer, self._pattern), self._instruction)

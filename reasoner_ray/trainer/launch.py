@@ -203,7 +203,7 @@ def connect(config: JobConfig) -> None:
         else:
             # Nodes that were started elsewhere do not know where the user's own modules lie.
             ray.init(address=address, runtime_env={"env_vars": settings.module_path()}, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # where a node does not come up in time Ray raises just that
         where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
         raise EnvironmentProblem(f"{where}: {error}. Run `reasoner doctor`; start one with `ray start --head`") from error
 

@@ -20,7 +20,7 @@ from reasoner_ray.data.tasks import DataOrder, Item, get_task
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, LearnerLost
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.learner.predict import predict_stored
-from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_model
+from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, read_config, resolve_model
 from reasoner_ray.prm.examples import Example, read_examples, split
 from reasoner_ray.prm.metrics import step_metrics, value_metrics
 from reasoner_ray.trainer import launch
@@ -45,7 +45,7 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
     config, checkpoint = launch.choose_run(config, if_exists)
     order = order_of(examples, config.seed)
     if checkpoint is not None:
-        check_resumable(read_driver_state(checkpoint), config.trainer, order)
+        _check_resumable(read_driver_state(checkpoint), config, order)
     launch.connect(config)
     try:
         launch.check_resources(config, ray.cluster_resources())
@@ -70,13 +70,23 @@ def load_examples(config: JobConfig) -> tuple[list[Example], list[Example], Coun
     check_tokenizer_matches(path, tokenizer)
     task = get_task(config.task, config.seed) if "task" in settings.data else None
     examples, left_out = read_examples(settings.data, kind, settings, tokenizer, task)
+    vocabulary = int(read_config(path)["vocab_size"])
+    _check_tokens(examples, vocabulary)
     if settings.held_out:
         held_out, also = read_examples(settings.held_out, kind, settings, tokenizer)
+        _check_tokens(held_out, vocabulary)
         return examples, held_out, left_out + also
     examples, held_out = split(examples, settings.held_out_fraction)
     if not examples:
         raise DataError(f"every question is held out (supervised.held_out_fraction={settings.held_out_fraction:g}); lower it or add data")
     return examples, held_out, left_out
+
+
+def _check_tokens(examples: Sequence[Example], vocabulary: int) -> None:
+    """Raises ``DataError`` naming a record with a token that the model does not have: on a GPU it would be an obscure fault."""
+    for example in examples:
+        if max(example.partial.tokens) >= vocabulary:
+            raise DataError(f"{example.where}: token {max(example.partial.tokens)} is not among the model's {vocabulary}")
 
 
 def kind_of(config: JobConfig) -> Kind:
@@ -216,6 +226,7 @@ class SupervisedDriver:
         # ``ready`` and ``running`` are the groups of a run that rolls out: there are none.
         state = {"step": self.step, "version": self.step, "data": self.parts.order.fingerprint, "ready": {}, "running": []}
         state |= {"restarts": self._restarts, "evaluated_at": self._evaluated_at, "last_eval": self.last_eval}
+        state["batch"] = self.config.supervised.batch
         try:
             keep = self.config.trainer.keep_checkpoints
             await write_checkpoint(self.config.run_dir, self.step, state, self.parts.learners.save, keep)
@@ -226,7 +237,7 @@ class SupervisedDriver:
     async def _restore(self, checkpoint: Path) -> None:
         """Go back to a checkpoint: learner, and the place in the data order."""
         state = read_driver_state(checkpoint)
-        check_resumable(state, self.config.trainer, self.parts.order)
+        _check_resumable(state, self.config, self.parts.order)
         await self.parts.learners.load(checkpoint / "learner")
         self.step, self._evaluated_at, self.last_eval = state["step"], state["evaluated_at"], state["last_eval"]
         self._restarts = max(self._restarts, state["restarts"])
@@ -251,6 +262,16 @@ class SupervisedDriver:
                 continue
             self.parts.tracker.rewind(self.step)
             return
+
+
+def _check_resumable(state: dict[str, Any], config: JobConfig, order: DataOrder) -> None:
+    """Raises ``CheckpointError`` where a job cannot go on from a driver's ``state``: a step is a place in the data by its batch."""
+    check_resumable(state, config.trainer, order)
+    if state["batch"] != config.supervised.batch:
+        raise CheckpointError(
+            f"the checkpoint counts steps of supervised.batch={state['batch']} solutions, the job has {config.supervised.batch}; "
+            "resume with the former, or start a new run from the trained model"
+        )
 
 
 def held_out_metrics(

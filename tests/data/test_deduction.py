@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def test_the_scorer_reads_the_last_verdict(text: str, right: float) -> None:
 def test_a_reference_of_another_task_is_an_error() -> None:
     with pytest.raises(ValueError, match="neither true nor false"):
         build_scorer(Term("deduction")).score(Answer(text="true"), Item(id="i", prompt="", answer="24"))
+
+
+def test_a_line_that_runs_on_is_read_at_once() -> None:
+    began = time.monotonic()
+    assert check_proof(["a is " * 8000], ["Sally is a zorb."], True) == [False]
+    assert time.monotonic() - began < 5, "a retrying pattern took 38 s"
 
 
 def test_the_published_proofs_pass(data_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -128,6 +129,16 @@ def test_labels_of_steps_are_exact() -> None:
     assert check_lines([*lines[:3], "The answer is 4 * 6 = 24"], hand, 24) == [True, True, True, False]
 
 
+def test_lines_that_run_on_are_read_at_once() -> None:
+    hand = [1, 1, 4, 6]
+    began = time.monotonic()
+    nines = "9" * 5000  # more than Python reads as a number
+    assert check_lines([f"{nines} + 1 = 2 (left: 2)"], hand, 24) == [False]
+    assert check_lines([f"The answer is{' ' * 8000}x{' ' * 8000}y"], hand, 24) == [False]
+    assert time.monotonic() - began < 5, "a retrying pattern took 20 s"
+    assert check_lines(["  4 * 6 = 24 (left: 1 1 24) \n"], hand, 24) == [True], "space around a line does not matter"
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 13), min_size=2, max_size=4), st.integers(-30, 40))
 def test_what_is_reachable_is_what_can_be_solved(numbers: list[int], target: int) -> None:
@@ -177,6 +188,7 @@ def test_published_countdown_games_and_solutions_pass(data_dir: Path) -> None:
         ("game24", {"held_out_fraction": 1.0}, r"task\.args\.held_out_fraction: must be at least 0 and below 1"),
         ("game24", {"solutions": 0}, r"task\.args\.solutions: must be at least 1"),
         ("game24", {"style": "poem"}, r"task\.args\.style"),
+        ("countdown", {"held_out_fraction": 1.5}, r"task\.args\.held_out_fraction: must be at least 0 and below 1"),
         ("countdown", {"numbers": 7}, r"task\.args\.numbers: must be in 2\.\.6"),
     ],
 )

@@ -88,6 +88,33 @@ def test_math_aps_trees() -> None:
     assert [r["hard"] for r in found] == [[False, True], [False, False], [True]], "right above one half, as OpenR has it"
 
 
+def test_texts_that_begin_alike_are_no_steps_of_each_other() -> None:
+    question = "What is one and eleven in numbers?"
+    steps = [{"solution_prefix": f"{question}\n\nIt is {n}", "mc_value": v} for n, v in ((1, 0.0), (12, 1.0))]
+    found = converted("math-aps", {"question": question, "reasoning_steps": steps})
+    assert [(r["steps"], r["labels"]) for r in found] == [(["It is 1"], [0.0]), (["It is 12"], [1.0])]
+
+
+def test_a_first_error_in_a_step_labelled_before_is_still_the_first() -> None:
+    leaves = [{"text": text, "mc_value": 0.0, "children": []} for text in "bc"]
+    tree = {"text": "Q?", "mc_value": 0.5, "children": [{"text": "a", "mc_value": 0.25, "children": leaves}]}
+    found = converted("math-aps-tree", {"question": "Q?", "reasoning_steps": tree}, once=True)
+    assert [(r["labels"], r["first_error"]) for r in found] == [([0.25, 0.0], 0), ([None, 0.0], 0)]
+
+
+def test_long_solutions_and_bad_texts_end_without_a_stack() -> None:
+    long = "Q " + " ".join(f"Step {i}: a +" for i in range(1, 3000))
+    assert len(converted("math-shepherd", {"label": long})[0]["steps"]) == 2999
+    deep: dict[str, Any] = {"text": "a", "mc_value": 1.0, "children": []}
+    for _ in range(3000):
+        deep = {"text": "a", "mc_value": 1.0, "children": [deep]}
+    with pytest.raises(DataError, match=r"line 1: not a record of math-aps-tree \(RecursionError"):
+        converted("math-aps-tree", {"question": "Q", "reasoning_steps": deep})
+    nothing = {"completions": [{"text": None, "rating": 1}], "chosen_completion": 0}
+    with pytest.raises(DataError, match=r"line 1: not a record of prm800k \(TypeError: a text is missing"):
+        converted("prm800k", prm800k(nothing))
+
+
 @pytest.mark.parametrize(
     ("kind", "file", "read", "written"),
     [

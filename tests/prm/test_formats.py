@@ -17,7 +17,7 @@ from reasoner_ray.prm.pool import StepModelSpec, load_step_model
 from reasoner_ray.prm.texts import JUDGE_PROMPT, judge_context, read_pattern, texts_of
 from reasoner_ray.steps import Partial
 
-SETTINGS = {"question": r"user: (.*)\nassistant: ", "dtype": "float32", "tokens_per_microbatch": 200}
+SETTINGS: dict[str, Any] = {"question": r"user: (.*)\nassistant: ", "dtype": "float32", "tokens_per_microbatch": 200}
 QUESTION, STEPS = "what is 2 + 3?", ["Step 1: add both", "so it is 5"]
 
 
@@ -89,6 +89,9 @@ def test_math_shepherds_format(shepherd_dir: Path, tiny_model_dir: Path, partial
     at_tags = torch.softmax(logits, -1)[ids[0] == tokenizer.convert_tokens_to_ids("ки")][:, 0]
     assert scores == pytest.approx(at_tags.tolist(), abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
+    joined = Partial(partial.tokens, partial.ends[-1:], partial.start)
+    fresh = MathShepherdModel(str(shepherd_dir), str(tiny_model_dir), **SETTINGS).score([joined])
+    assert model.score([joined]) == fresh and abs(fresh[0][0] - scores[1]) > 1e-4, "the same tokens as one step are another text"
 
 
 def test_qwens_format(qwen_dir: Path, tiny_model_dir: Path, partial: Partial) -> None:
@@ -133,7 +136,7 @@ def test_a_judge_says_yes_or_no(tiny_model_dir: Path, policy: Any, partial: Part
 
 
 def test_questions_in_prompts(policy: Any, partial: Partial) -> None:
-    assert texts_of(partial, policy, read_pattern(SETTINGS["question"])) == (QUESTION, STEPS)  # type: ignore[arg-type]
+    assert texts_of(partial, policy, read_pattern(SETTINGS["question"])) == (QUESTION, STEPS)
     assert texts_of(partial, policy, None)[0] == f"user: {QUESTION}\nassistant:"
     with pytest.raises(ScoringError, match="finds no question in the prompt"):
         texts_of(partial, policy, read_pattern("<(x)>"))

@@ -7,15 +7,17 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from reasoner_ray.config import parse_config
-from reasoner_ray.errors import ModelError, ScoringError
+from reasoner_ray.errors import ConfigError, ModelError, ScoringError
 from reasoner_ray.learner.learner import Learner
 from reasoner_ray.prm.model import ProcessModel
 from reasoner_ray.prm.pool import Batcher, StepModelPool, StepModelSpec
@@ -81,6 +83,34 @@ def test_one_callers_mistake_is_its_own() -> None:
     asyncio.run(run())
 
 
+def test_a_pool_outlives_another_callers_failure() -> None:
+    """Threads share a pool: one that loses its actors empties the list under the others."""
+    pool = StepModelPool(StepModelSpec(model="m", policy="m"))
+
+    class Actor:
+        def __init__(self) -> None:
+            self.score = self
+
+        def remote(self, partials: list[Partial]) -> Any:
+            done: Future[Any] = Future()
+            done.set_result(([[float(len(p.ends))] * len(p.ends) for p in partials], 1))
+            return SimpleNamespace(future=lambda: done)
+
+    class Slow(list[Partial]):
+        def __iter__(self) -> Iterator[Partial]:
+            pool._actors = []
+            return super().__iter__()
+
+    pool._actors = [Actor(), Actor()]
+    assert asyncio.run(pool.score(Slow([solution(2)]))) == ([[2.0, 2.0]], 1)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": "two"}, {"tokens_per_microbatch": 0}, {"kept_tokens": -1}])
+def test_impossible_numbers_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"args\.{next(iter(wrong))} must be a whole number"):
+        StepModelSpec(model="m", policy="m", **wrong)
+
+
 class AskedEngine:
     """Says yes to what it is asked with log-odds of the prompt's length modulo 3."""
 
@@ -105,6 +135,8 @@ def test_the_policy_judges_itself(tiny_model_dir: Path) -> None:
         assert scores[0][:1] == scores[1] and len(engine.asked) == 2, "a step is asked about once"
         assert scores[0] == pytest.approx([1 / (1 + math.exp(-(len(asked) % 3))) for asked in engine.asked])
         assert judge.tokens == sum(map(len, engine.asked))
+        await judge.score([Partial(partial.tokens, partial.ends[-1:], partial.start)])
+        assert len(engine.asked) == 3, "the same tokens as one step are another question"
 
     asyncio.run(run())
 

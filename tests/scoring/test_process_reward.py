@@ -40,6 +40,11 @@ class Broken(Table):
         raise ScoringError("the actor is gone")
 
 
+class Foreign(Table):
+    async def score(self, partials: Sequence[Partial]) -> list[list[float]]:
+        raise KeyError("someone else's mistake")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -145,6 +150,12 @@ def test_the_scorer_path(tokenizer: Any) -> None:
     assert trained["process/steps"] == 1.5
 
 
+def test_a_foreign_scorer_may_raise_anything(tokenizer: Any) -> None:
+    ((failed,), about) = process(Foreign(), tokenizer).apply([answer(tokenizer, "a\nb")])
+    assert failed.status is Status.FAILED and "someone else's mistake" in failed.info["error"]
+    assert about["unscored"] == {"KeyError": 1}
+
+
 def test_a_failed_group_says_why(tokenizer: Any) -> None:
     scorer = Scorer(RewardTerms((Term("exact_match"),)), tokenizer, process=process(Broken(), tokenizer))
     try:
@@ -169,6 +180,7 @@ def test_what_a_job_asks_for(tiny_model_dir: Path, tokenizer: Any) -> None:
     ("setting", "message"),
     [
         ("{scorer: likelihood}", "likelihood asks the policy's engine"),
+        ("{normalise: group, transform: minimum, args: {model: somewhere}}", "with a mean of 0 every step"),
         ("{scorer: prm}", r"scoring\.process\.args\.model: must be given"),
         ("{scorer: prm, args: {model: m, wrkers: 2}}", r"wrkers: unknown key; did you mean 'workers'"),
         ("{scorer: pmr}", r"unknown step scorer 'pmr'; did you mean 'prm'"),

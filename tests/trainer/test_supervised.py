@@ -149,6 +149,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(straight: SupervisedDriver, t
     other = driver(config, make_examples(11), held_out)
     with pytest.raises(CheckpointError, match="other training data"):
         asyncio.run(other.run(list_checkpoints(config.run_dir)[-1]))
+    larger = driver(job(tmp_path, tiny_model_dir, supervised={"batch": 5}), examples, held_out)
+    with pytest.raises(CheckpointError, match=r"supervised\.batch=4 solutions, the job has 5"):
+        asyncio.run(larger.run(list_checkpoints(config.run_dir)[-1]))
 
 
 def test_ranks_share_a_batch(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -196,6 +199,10 @@ def test_what_a_job_learns_from(tmp_path: Path, tiny_model_dir: Path) -> None:
         load_examples(job(tmp_path, tiny_model_dir))
     with pytest.raises(DataError, match="no data file"):
         load_examples(job(tmp_path, tiny_model_dir, supervised={"data": ["nowhere.jsonl"]}))
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text(json.dumps({"tokens": [1, 100_000], "start": 1, "ends": [2], "labels": [1]}))
+    with pytest.raises(DataError, match=r"foreign\.jsonl, line 1: token 100000 is not among the model's"):
+        load_examples(job(tmp_path, tiny_model_dir, supervised={"data": [str(foreign)], "held_out_fraction": 0.0}))
     with pytest.raises(DataError, match=r"has no info\['solution'\]"):
         load_examples(job(tmp_path, tiny_model_dir, "sft", supervised={"data": ["task"]}))
 
@@ -208,7 +215,10 @@ def test_what_a_job_learns_from(tmp_path: Path, tiny_model_dir: Path) -> None:
         (["kind=prm", "learner.updates_per_step=2"], r"learner\.updates_per_step: a step of kind prm is one update"),
         (["kind=sft", "rollout.temperature=0.7"], r"rollout\.temperature: kind sft"),
         (["kind=value", "supervised.data=[task]"], r"supervised\.data: a task has solutions without labels"),
+        (["kind=prm", "supervised.processbench=[a/t.json,b/t.json]"], r"supervised\.processbench: files need names of their own"),
+        (["kind=value", "supervised.processbench=[eval.json]"], r"supervised\.processbench: files need names of their own"),
         (["kind=prn"], r"kind: .*'prm'"),
+        (["kind=[prm]"], r"kind: "),
         (["learner.critic=joint"], r"learner\.critic: 'joint' is the head of kind prm and value"),
         (["kind=prm", "supervised.epoch=2"], r"supervised\.epoch: unknown key; did you mean supervised\.epochs"),
     ],
