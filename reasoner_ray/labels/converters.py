@@ -69,6 +69,7 @@ def convert(kind: str, files: Sequence[Path], out: Path, options: Options) -> di
         raise ConfigError(f"unknown format {kind!r}; {suggest(kind, sorted(CONVERTERS))}")
     counts: Counter[str] = Counter(read=0, left_out=0, written=0)
     aside = out.with_name(f"{out.name}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with aside.open("w", encoding="utf-8") as target:
             for file in files:

@@ -48,6 +48,13 @@ def test_prm800k_goes_on_from_what_was_chosen() -> None:
     assert once == [[1, 0], [None, 0], [None, 1, 1], [None, None, 1, 0]], "every judgement counts once"
 
 
+def test_the_folder_of_the_output_is_made(tmp_path: Path) -> None:
+    source = tmp_path / "prm800k.jsonl"
+    source.write_text(json.dumps(prm800k(rated(1))) + "\n")
+    assert convert("prm800k", [source], tmp_path / "new" / "labels.jsonl", Options())["written"] == 1
+    assert (tmp_path / "new" / "labels.jsonl").is_file()
+
+
 def test_math_shepherd() -> None:
     good = {"label": "How many? Step 1: It is 2 + 3 = 5. +\nStep 2: So 6. The answer is: 6 -"}
     (record,) = converted("math-shepherd", good)
