@@ -1,4 +1,8 @@
-"""The driver of supervised training: every solution once an epoch, checkpoints and restarts, held-out figures; whole runs through Ray."""
+"""The driver of supervised training: every solution once an epoch, checkpoints and restarts, held-out figures; whole runs through Ray.
+
+Beside the learner's tests, for its learners are in this process: they must come before the engines of tests/rollout, whose
+process group would lie under theirs.
+"""
 
 from __future__ import annotations
 
@@ -235,6 +239,7 @@ def test_a_kind_has_its_own_critic() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_the_command_line_to_an_evaluated_model(tmp_path: Path, tiny_model_dir: Path) -> None:
     data = write_examples(tmp_path / "a.jsonl", make_examples(40))
     config = job(tmp_path, tiny_model_dir, supervised={"data": [str(data)], "held_out_fraction": 0.25, "max_steps": 2, "batch": 16})
