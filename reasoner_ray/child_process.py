@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from pickle import UnpicklingError
 from typing import Any
 
+import psutil
+
 from reasoner_ray.errors import EnvironmentProblem, ReasonerError
 
 START_SECONDS = 120.0
@@ -59,8 +61,13 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
-        """False once the process has ended."""
-        return self._process.poll() is None
+        """False once the process has ended, or was killed and only some of its threads have yet to end."""
+        if self._process.poll() is not None:
+            return False
+        try:
+            return bool(psutil.Process(self._process.pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:  # another thread has just reaped it
+            return False
 
     def wait_until_ready(self) -> None:
         """Return once the process can work. Raises the ``ReasonerError`` it sent, ``TimeoutError`` or ``ChildDied``."""
