@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-from reasoner_ray.data.math import last_boxed
 from reasoner_ray.data.number_games import is_solution
 from reasoner_ray.data.tasks import Item
+from reasoner_ray.scoring.answers import final_answer
 from reasoner_ray.scoring.base import Answer, AnswerScorer, register_scorer
-
-_ANSWER_IS = re.compile(r"answer is:?[ \t]*([^\n]*)", re.IGNORECASE)
 
 
 @register_scorer("number_game")
@@ -26,11 +22,6 @@ class NumberGameScorer(AnswerScorer):
 
 
 def final_expression(text: str) -> str:
-    """What an answer gives as its expression; empty where it says nothing."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
-    said = _ANSWER_IS.findall(text)
-    lines = text.strip().splitlines()
-    last = said[-1] if said else lines[-1] if lines else ""
-    return last.strip().strip("$").removesuffix(".").strip()
+    """What an answer gives as its expression, LaTeX's signs as plain ones; empty where it says nothing."""
+    said = final_answer(text).strip("$").strip()
+    return said.replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from reasoner_ray.search.core import Search, search_method
-from reasoner_ray.search.mcts import simulate
-from reasoner_ray.search.tree import Node, clear_statistics
+from reasoner_ray.search.mcts import simulate, step_by_step
+from reasoner_ray.search.tree import Node
 from reasoner_ray.section import Section
 
 
@@ -32,16 +32,7 @@ async def gumbel(search: Search[GumbelOptions]) -> None:
     Spends its simulations where the choice is still open, and improves on the policy in expectation, whatever their number: where
     PUCT with Dirichlet noise gets worse with a larger budget, this one does not (ReSCALE).
     """
-    for number in range(search.options.paths):
-        if not search.wants_more(search.options.paths):
-            break
-        if number:
-            clear_statistics(search.root)
-        node: Node | None = search.root
-        while node is not None and not node.terminal and not search.spent:
-            node = await _move(search, node)
-        if node is not None and node.terminal:
-            await search.add(node)
+    await step_by_step(search, search.options.paths, lambda node: _move(search, node))
 
 
 async def _move(search: Search[GumbelOptions], node: Node) -> Node | None:

@@ -5,7 +5,7 @@ Simulations of one tree follow each other, since each looks at what the last one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import Field
@@ -113,17 +113,24 @@ async def mcts_alpha(search: Search[AlphaOptions]) -> None:
 
     The subtree is kept. For deep trees; it cannot go back on a step.
     """
-    options = search.options
-    for number in range(options.paths):
-        if not search.wants_more(options.paths):
+    await step_by_step(search, search.options.paths, lambda node: _move(search, node), new_tree=search.options.new_tree)
+
+
+async def step_by_step(search: Search[Any], paths: int, move: Callable[[Node], Awaitable[Node | None]], *, new_tree: bool = False) -> None:
+    """``paths`` solutions, each made of steps that ``move`` chooses for good (None where there is none to choose).
+
+    Each further solution begins with the same tree, its statistics cleared, or with a new one.
+    """
+    for number in range(paths):
+        if not search.wants_more(paths):
             break
-        if number and options.new_tree:
+        if number and new_tree:
             search.root = Node(search.root.partial)
         elif number:
             clear_statistics(search.root)
         node: Node | None = search.root
         while node is not None and not node.terminal and not search.spent:
-            node = await _move(search, node)
+            node = await move(node)
         if node is not None and node.terminal:
             await search.add(node)
 
