@@ -4,7 +4,8 @@ Every run is `reasoner train JOB algorithm.name=... seed=N` in a process of its 
 the seeds, so that a benchmark cut short has complete comparisons. Equal for all: environment, model, prompts, episodes a
 step, learning rate, number of steps; each algorithm has the settings of SETTINGS. Success and return are those of the
 sampled training episodes (running mean over the last three steps), against environment steps and minutes; the greedy policy
-is evaluated on the training wording and on unseen ones. A run that is there already, finished, is not run again.
+is evaluated on the training wording and on unseen ones. A run that is there already, finished, is not run again; with a larger
+`trainer.steps` it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ WINDOW = 3
 
 
 def run(job: Path, algorithm: str, seed: int, out: Path, extra: list[str]) -> Path:
-    """One run, unless it is there; returns its folder. Raises ``SystemExit`` where it fails."""
+    """One run, unless it is there, or the rest of one with fewer steps; returns its folder. Raises ``SystemExit`` where it fails."""
     base = load_config(job, extra)
     known = {"gamma": base.algorithm.settings.get("gamma_action", 0.99), "lr": base.learner.lr}
     own = [f"name={base.name}-{algorithm}-s{seed}", f"seed={seed}", f"out={out}", "tracking.wandb=off"]
     overrides = [*extra, *(text.format(**known) for text in SETTINGS[algorithm]), *own]
     config = load_config(job, overrides)
-    if (config.run_dir / "model").is_dir():
+    trained = read_jsonl(config.run_dir / METRICS_FILE)[-1]["step"] if (config.run_dir / "model").is_dir() else 0
+    if trained == config.trainer.steps:
         print(f"{config.run_dir} is finished already")
         return config.run_dir
-    command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *overrides, "--overwrite"]
+    command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *overrides, "--resume" if trained else "--overwrite"]
     if code := subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit(f"the run in {config.run_dir} failed with exit code {code}; see what it printed above")
     return config.run_dir
