@@ -29,6 +29,8 @@ class EtpoSettings(AlgorithmSettings):
     beta: float = Field(0.01, gt=0, description="weight of KL(pi || reference) at each token, in units of reward a nat")
     gamma_action: float = Field(0.99, ge=0, le=1, description="discount from one action to the next; inside one there is none")
     huber_delta: float = Field(10.0, gt=0, description="error of Q, in units of reward, from which on its loss is linear")
+    lambda_token: float = Field(0.0, ge=0, le=1, description="inside an action: 0 takes the target from the next token, 1 from its end")
+    lambda_action: float = Field(0.0, ge=0, le=1, description="from one action to the next: 0 looks one action ahead, 1 to the outcome")
     target_decay: float = Field(0.995, ge=0, lt=1, description="share of the target network that an optimiser step keeps")
 
 
@@ -52,7 +54,8 @@ class Etpo(Algorithm[EtpoSettings]):
 
     How it fails: it trains on sampled tokens alone, yet the policy climbs Q on all: what Q says of tokens nobody tried is
     generalisation, and a small beta believes it. The targets look one token ahead and Q' lags by 1 / (1 - target_decay)
-    updates, so an outcome reaches the first of many tokens late: lower target_decay in a run of a few hundred updates.
+    updates, so an outcome reaches the first of many tokens late: in a run of few updates lower target_decay and raise
+    lambda_token and lambda_action, which bring it there at once, for on-policy trajectories.
     beta has the unit of the reward: at 0.01 a reward of 1 outweighs 100 nats. In bfloat16 Q is rough by 0.05 to 0.1 (on
     135M parameters), ten times that beta: take model.dtype=float32. It holds four models, two of them trained.
 
@@ -60,7 +63,9 @@ class Etpo(Algorithm[EtpoSettings]):
     policy; the paper starts Q at the model's logits, whose spread of tens of nats over beta asks for a nearly certain
     policy before any reward. The public code's actor takes an unweighted mean over the vocabulary, which no Q can move, and
     its inner targets the KL of the next action's token; here both follow the paper. Policy and critic step together, by
-    AdamW at two learning rates. A truncated episode ends with what it earned: the cut is an end, nothing is bootstrapped.
+    AdamW at two learning rates. lambda_token and lambda_action above 0 (the paper's value) mix what followed into the
+    targets as Peng's Q(lambda) does: y = r + gamma ((1 - lambda) V(x') + lambda (y' - beta KL(x'))), with y' that of the
+    token taken in x'. A truncated episode ends with what it earned: the cut is an end, nothing is bootstrapped.
     """
 
     name = "etpo"
@@ -70,14 +75,16 @@ class Etpo(Algorithm[EtpoSettings]):
     def estimate(self, streams: TokenStreams, settings: EtpoSettings) -> Credit:
         if streams.target_q is None or streams.kl is None:
             raise ValueError("etpo needs streams.target_q and streams.kl, which a soft critic gives")
-        return hierarchical_gae(
-            replace(streams, values=streams.target_q - settings.beta * streams.kl),
+        toll = settings.beta * streams.kl  # V(x) pays for the choice made in x, Q(x, w) only for those after it
+        credit = hierarchical_gae(
+            replace(streams, values=streams.target_q - toll, rewards=streams.rewards - toll),
             gamma_token=1.0,
             gamma_action=settings.gamma_action,
-            lambda_token=0.0,  # one-step targets: the returns are r + gamma V(next state)
-            lambda_action=0.0,
+            lambda_token=settings.lambda_token,
+            lambda_action=settings.lambda_action,
             bootstrap_truncated=False,
         )
+        return replace(credit, returns=credit.returns + toll)
 
     def loss(self, inputs: LossInputs, settings: EtpoSettings) -> LossOutput:
         if inputs.q is None or inputs.expected_q is None or inputs.kl is None:

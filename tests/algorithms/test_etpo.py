@@ -102,6 +102,16 @@ def test_targets_by_hand(status: Status) -> None:
     assert credit.returns.tolist() == pytest.approx([2.9, 6.7, 1 + 0.8 * 0.45, 2.0, 4.0])
 
 
+def test_targets_that_look_to_the_outcome_by_hand() -> None:
+    etpo = get_algorithm("etpo")
+    all_the_way = etpo.settings({"beta": 0.5, "gamma_action": 0.8, "lambda_token": 1.0, "lambda_action": 1.0})
+    # beta KL = .5, .1, .3, .05: y4 = 2, y3 = 1 + .8 (y4 - .05), y2 = y3 - .3, y1 = y2 - .1; what Q' said plays no part
+    assert etpo.credit(soft_streams(), all_the_way).returns.tolist() == pytest.approx([2.16, 2.26, 2.56, 2.0, 4.0])
+    half = etpo.settings({"beta": 0.5, "gamma_action": 0.8, "lambda_token": 0.5})
+    # y3 = 1 + .8 * .45, y2 = (6.7 + y3 - .3) / 2, y1 = (2.9 + y2 - .1) / 2
+    assert etpo.credit(soft_streams(), half).returns.tolist() == pytest.approx([3.34, 3.88, 1.36, 2.0, 4.0])
+
+
 def test_loss_and_metrics_by_hand() -> None:
     etpo, streams = get_algorithm("etpo"), soft_streams()
     credit = Credit(advantages=torch.zeros(5), returns=torch.tensor([1.0, 2.0, 3.0, 2.0, 4.0]))
