@@ -86,7 +86,7 @@ def test_a_local_cluster_that_does_not_come_up_is_one_clear_error(monkeypatch: p
         connect(load_config(None))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_local_cluster_starts_while_rays_usual_port_is_taken() -> None:
     program = (
         "import ray; from reasoner_ray.config import load_config; from reasoner_ray.trainer.launch import connect;"

@@ -142,7 +142,7 @@ def test_ctrl_c_stops_the_job_and_waits_for_its_checkpoint(head: str, tmp_path: 
     assert submit.connect(head).get_job_status("interrupted").value == "STOPPED"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_submitted_job_trains_stops_at_ctrl_c_and_goes_on(
     head: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ def test_what_keeps_a_scorer_actor_from_starting_reaches_the_driver_as_itself(ra
     assert "\n" not in str(raised.value), "no stack"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scorer_actors_survive_being_killed(ray_cluster: Any, tiny_model_dir: Path) -> None:
     """Groups through two actors, one of them killed while it scores; each group comes back exactly once with its rewards."""
     import ray
