@@ -134,6 +134,7 @@ class LearnerConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = Field(1e-8, gt=0, description="in Adam's divisor: gradients far below it, such as rounding errors, move nothing")
     max_grad_norm: float = Field(1.0, gt=0)
     updates_per_step: int = Field(1, ge=1, description="optimiser steps a training step; divides tasks_per_step")
     epochs: int = Field(1, ge=1, description="passes over a step's trajectories")

@@ -122,7 +122,7 @@ class UpdateEngine:
         groups = [g for g in groups if g["params"]]
         self._base_lrs = [float(g["lr"]) for g in groups]
         self._trained = [p for g in groups for p in g["params"]]
-        optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
         self._engine, *_ = _import_deepspeed().initialize(
             model=_Calls(policy), optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
         )
