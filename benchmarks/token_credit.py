@@ -30,19 +30,24 @@ SETTINGS: dict[str, list[str]] = {
     "ntpo": ["algorithm.name=ntpo", "algorithm.settings.gamma_token={gamma}"],
     "ppo_action": ["algorithm.name=ppo_action"],
     "etpo": [
-        "algorithm={{name: etpo, settings: {{gamma_action: {gamma}, target_decay: 0.9}}}}",
+        "algorithm={{name: etpo, settings: {{gamma_action: {gamma}, beta: 0.02, lambda_token: 1, lambda_action: 0.95, target_decay: 0.5}}}}",
         "learner.critic=soft_q",
-        "learner.critic_lr={lr}",
+        "learner.critic_lr=5e-7",
+        "learner.adam_eps=1e-6",
+        "learner.max_grad_norm=1000",
     ],
 }
-"""What differs. gamma is the job's gamma_action, lr its learner.lr (ETPO's critic is a language model as large as the policy)."""
+"""What differs; gamma is the job's gamma_action. ETPO's critic is a language model as large as the policy, whose logits, read as
+values, move by about 0.1 where all of its weights move by 1e-6, and Adam moves them all, however small the gradient: hence its small
+learning rate, and an epsilon and a clipping norm that leave gradients their size.
+"""
 WINDOW = 3
 
 
 def run(job: Path, algorithm: str, seed: int, out: Path, extra: list[str]) -> Path:
     """One run, unless it is there, or the rest of one with fewer steps; returns its folder. Raises ``SystemExit`` where it fails."""
     base = load_config(job, extra)
-    known = {"gamma": base.algorithm.settings.get("gamma_action", 0.99), "lr": base.learner.lr}
+    known = {"gamma": base.algorithm.settings.get("gamma_action", 0.99)}
     own = [f"name={base.name}-{algorithm}-s{seed}", f"seed={seed}", f"out={out}", "tracking.wandb=off"]
     overrides = [*extra, *(text.format(**known) for text in SETTINGS[algorithm]), *own]
     config = load_config(job, overrides)
