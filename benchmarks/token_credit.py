@@ -30,7 +30,10 @@ SETTINGS: dict[str, list[str]] = {
     "ntpo": ["algorithm.name=ntpo", "algorithm.settings.gamma_token={gamma}"],
     "ppo_action": ["algorithm.name=ppo_action"],
     "etpo": [
-        "algorithm={{name: etpo, settings: {{gamma_action: {gamma}, beta: 0.02, lambda_token: 1, lambda_action: 0.95, target_decay: 0.5}}}}",
+        "algorithm={{name: etpo, settings: {{gamma_action: {gamma}, beta: 0.02}}}}",
+        "algorithm.settings.lambda_token=1",
+        "algorithm.settings.lambda_action=0.95",
+        "algorithm.settings.target_decay=0.5",
         "learner.critic=soft_q",
         "learner.critic_lr=5e-7",
         "learner.adam_eps=1e-6",
