@@ -63,6 +63,15 @@ def tokens_at(accuracy: float, curve: list[Point]) -> float | None:
     return None
 
 
+def compared(figures: dict[str, Any], name: str, theirs: float | None, ours: float) -> None:
+    """Note the ratio of a seed under ``name``; one that there is not (their curve never has that accuracy) is counted, not dropped."""
+    missing = f"{name}: seeds whose accuracy Math-Shepherd's curve does not have"
+    figures.setdefault(name, [])
+    figures[missing] = figures.get(missing, 0) + (theirs is None)
+    if theirs is not None:
+        figures[name].append(theirs / ours)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--questions", type=int, default=40)
@@ -88,9 +97,7 @@ def main() -> None:
                     figures.setdefault(f"{name}: tokens a label", []).append(point.tokens_per_label)
             for k, point, other in zip(COMPLETIONS, curves["omega_prm"], curves["math_shepherd"], strict=True):
                 equal = tokens_at(point.accuracy, curves["math_shepherd"])
-                if equal is not None:
-                    name = f"{steps} steps: times cheaper a first error, at the accuracy of {k} completions"
-                    figures.setdefault(name, []).append(equal / point.tokens)
+                compared(figures, f"{steps} steps: times cheaper a first error, at the accuracy of {k} completions", equal, point.tokens)
                 name = f"{steps} steps: times cheaper a label, both with {k} completions"
                 figures.setdefault(name, []).append(other.tokens_per_label / point.tokens_per_label)
     record("label_cost", {**vars(arguments), "completions": COMPLETIONS}, figures)

@@ -44,7 +44,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "mcts_alpha": [{"simulations": n, "width": 4} for n in (4, 8, 16)],
     "mcts_rollout": [{"simulations": n, "width": 4, "paths": n} for n in (8, 16, 32)],
     "gumbel": [{"simulations": n, "width": 4, "considered": 4} for n in (4, 8, 16)],
-    "rstar": [{"rollouts": n, "width": 3, "direct": 4} for n in (4, 8)],
+    "rstar": [{"actions": ["step", "rest"], "rollouts": n, "width": 3, "direct": 4} for n in (4, 8)],  # the policy knows one form alone
 }
 
 

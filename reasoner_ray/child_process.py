@@ -75,6 +75,17 @@ class ChildProcess:
         if problem is not None:
             raise problem
 
+    def wait_or_kill(self, kind: str) -> None:
+        """``wait_until_ready``; a process that cannot work is ended. Raises ``EnvironmentProblem``, or the ``ReasonerError`` it sent."""
+        try:
+            self.wait_until_ready()
+        except (TimeoutError, ChildDied) as error:
+            self.kill()
+            raise EnvironmentProblem(f"a {kind} process did not start: {error}") from error
+        except ReasonerError:
+            self.kill()
+            raise
+
     def request(self, message: Any, timeout_s: float) -> Any:
         """The answer to a message. Raises ``TimeoutError`` or ``ChildDied``; the process is of no use after either."""
         try:

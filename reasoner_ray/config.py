@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from reasoner_ray.agents.agdc.settings import AgdcConfig, agdc_numbers, agdc_problems
+from reasoner_ray.agents.mat.settings import MatConfig, mat_numbers, mat_problems
+from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.labels.settings import LabelConfig
 from reasoner_ray.prm.settings import (
@@ -24,6 +27,7 @@ from reasoner_ray.prm.settings import (
     supervised_numbers,
     supervised_problems,
 )
+from reasoner_ray.rounds.settings import RoundsConfig, rounds_numbers, rounds_problems
 from reasoner_ray.search.settings import SearchConfig
 from reasoner_ray.section import Section
 from reasoner_ray.yaml_text import read_yaml, write_yaml
@@ -131,7 +135,10 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     lr: float = Field(1e-6, gt=0)
     critic_lr: float = Field(1e-5, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rates rise linearly")
+    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="after the warm-up; cosine and linear fall to 0 over the optimiser steps of trainer.steps"
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = Field(1e-8, gt=0, description="in Adam's divisor: gradients far below it, such as rounding errors, move nothing")
@@ -210,8 +217,11 @@ class JobConfig(Section):
     """A whole job."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
-    kind: Literal["rl", "sft", "prm", "value"] = Field(
-        "rl", description="what is trained: a policy by rewards or by examples, a process reward model, a value model"
+    kind: Literal["rl", "sft", "prm", "value", "rounds", "mat", "agdc"] = Field(
+        "rl",
+        description="what is trained: a policy by rewards or by examples, a process reward model, a value model; "
+        "rounds: a policy and its judge in turns; mat: a Multi-Agent Transformer in multi_agent's environments; agdc: a search that ends "
+        "itself",
     )
     seed: int = 0
     out: Path = Field(Path("runs"), description="folder that holds the run's folder")
@@ -228,6 +238,10 @@ class JobConfig(Section):
     search: SearchConfig = SearchConfig()
     labels: LabelConfig = LabelConfig()
     supervised: SupervisedConfig = SupervisedConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    agdc: AgdcConfig = AgdcConfig()
+    multi_agent: MultiAgentConfig = MultiAgentConfig()
+    mat: MatConfig = MatConfig()
 
     @property
     def run_dir(self) -> Path:
@@ -252,14 +266,16 @@ def _impossible(c: JobConfig) -> list[str]:
     from reasoner_ray.data.tasks import check_task
     from reasoner_ray.scoring.base import reward_terms
     from reasoner_ray.search.methods import search_problems
+    from reasoner_ray.steps import cut_problems
 
     algorithm = get_algorithm(c.algorithm.name)
     algorithm.settings(c.algorithm.settings)
     check_task(c.task)
     reward_terms(c.scoring, c.task)
     if c.kind != "rl":
-        return supervised_problems(c)
+        return {"rounds": rounds_problems, "mat": mat_problems, "agdc": agdc_problems}.get(c.kind, supervised_problems)(c)
     t, problems = c.trainer, [*_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
+    problems += cut_problems("labels.separator", c.labels.separator)
     problems += _soft_critic_problems(c.learner, algorithm)
     if algorithm.needs_critic and c.learner.critic == "none":
         problems.append(f"learner.critic: {algorithm.name} needs a critic; set learner.critic=shared, or take algorithm.name=grpo")
@@ -355,15 +371,16 @@ def load_tree(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     names = tree.pop("extends", [])
     merged: dict[str, Any] = {}
     for name in [names] if isinstance(names, str) else names:
-        merged = _merge(merged, load_tree(file.parent / name, (*above, file.resolve())))
-    return _merge(merged, tree)
+        merged = merge_trees(merged, load_tree(file.parent / name, (*above, file.resolve())))
+    return merge_trees(merged, tree)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merge_trees(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``: mappings are merged key by key, lists and values replaced; an empty mapping clears a section."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and value and isinstance(merged.get(key), dict)  # an empty mapping clears a section
-        merged[key] = _merge(merged[key], value) if both else value
+        both = isinstance(value, dict) and value and isinstance(merged.get(key), dict)
+        merged[key] = merge_trees(merged[key], value) if both else value
     return merged
 
 
@@ -383,7 +400,7 @@ def to_yaml(config: JobConfig) -> str:
 def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
     """Every number that follows from the configuration, for ``--dry-run``."""
     if config.kind != "rl":
-        return supervised_numbers(config)
+        return {"rounds": rounds_numbers, "mat": mat_numbers, "agdc": agdc_numbers}.get(config.kind, supervised_numbers)(config)
     t, learner = config.trainer, config.learner
     groups_per_update = t.tasks_per_step // learner.updates_per_step
     return {

@@ -35,9 +35,21 @@ class ScoringError(ReasonerError):
     """A scorer of steps raised, or its scores do not fit the steps; names the scorer."""
 
 
+class ScorerGaveUp(ScoringError):
+    """A scorer of steps hung and was killed, or died, on one solution: that solution has no score, others may have one."""
+
+    def __init__(self, text: str, error_type: str = "Died") -> None:
+        super().__init__(text)
+        self.error_type = error_type  # Timeout, or Died
+
+
 class EnvironmentProblem(ReasonerError):
     """The machine lacks something (a package, shared memory, a free port, a Ray cluster)."""
 
 
 class LearnerLost(ReasonerError):
     """A learner rank died or a collective missed its deadline; the group must be restarted from a checkpoint."""
+
+
+class EnvironmentFault(ReasonerError):
+    """An environment gave what nobody can learn from: NaN, a mask that allows nothing, spaces that do not fit; names it."""

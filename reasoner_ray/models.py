@@ -6,6 +6,7 @@ tokenizer, which both vLLM and the learner load.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -82,6 +83,20 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError(f"{folder}: weights missing or empty: {', '.join(missing[:5]) or index.name + ' lists none'}{hint}")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ModelError(f"{folder} has no tokenizer (one of {', '.join(TOKENIZER_FILES)}); save the model's tokenizer into it")
+
+
+def fingerprint(folder: Path) -> str:
+    """What is in a model's folder now: another text once a file in it was written anew. Nothing is read but the folder.
+
+    Of a file that is a link (a hub's cache) the name of what it leads to counts, which is the content's own hash there; of others size
+    and time. So nodes that share a folder agree on it, and copies of a folder need not.
+    """
+    found = []
+    for file in sorted(folder.iterdir()):
+        about = file.stat()
+        what = [file.readlink().name] if file.is_symlink() else [about.st_size, about.st_mtime_ns]
+        found.append([file.name, *what])
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

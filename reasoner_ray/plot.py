@@ -29,6 +29,12 @@ X_LABELS: dict[XAxis, str] = {"steps": "training steps", "minutes": "minutes of 
 DEFAULT_METRICS = (
     "reward/mean",
     "eval/accuracy",
+    "episode/return",
+    "eval/return",
+    "eval/success",
+    "eval/stop_rate",
+    "eval/steps",
+    "eval/distance",
     "mismatch/k3",
     "learner/entropy",
     "rollout/tokens_per_s",

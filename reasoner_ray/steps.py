@@ -13,12 +13,78 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from pydantic import Field, field_validator, model_validator
+
+from reasoner_ray.errors import ConfigError
+from reasoner_ray.registry import load_dotted
+from reasoner_ray.section import Section
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Structure = Callable[[str], Sequence[int]]
 """Where the steps of a solution's text end: ascending offsets of characters, one past the last one of each step."""
+Cut = str | int | Structure
+"""What cuts a solution into steps: a text that ends one, the number of tokens of each, or a function of the whole text."""
 _CONTEXT = 4  # tokens decoded before a piece, so that tokenizers that drop a leading space do not drop it
+
+
+class StepsBy(Section):
+    """Steps by the structure of a solution's text; one of the two keys."""
+
+    before: str | None = Field(None, description="a regular expression: a step begins where it matches, as in 'Step [0-9]+:'")
+    function: str | None = Field(None, description="module:function of your own, text of a solution -> where its steps end (characters)")
+
+    @field_validator("before")
+    @classmethod
+    def _is_a_pattern(cls, before: str | None) -> str | None:
+        try:
+            re.compile(before or "")
+        except re.error as error:
+            raise ValueError(f"{before!r} is no regular expression: {error}") from error
+        return before
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> StepsBy:
+        if bool(self.before) == bool(self.function):
+            raise ValueError("steps by structure need one of `before` (a regular expression) and `function` (module:function)")
+        return self
+
+    def structure(self) -> Structure:
+        """The function; what a user's own raises, or answers amiss, is a ``ConfigError``. Raises it too where there is none."""
+        if self.before is not None:
+            return before(self.before)
+        name = str(self.function)
+        function: Structure = load_dotted(name, "separator.function")
+
+        def checked(text: str) -> list[int]:
+            try:
+                ends = [int(end) for end in function(text)]
+            except Exception as error:  # someone else's code may raise anything
+                raise ConfigError(f"separator.function: {name} raised {type(error).__name__}: {error}") from error
+            if ends != sorted(ends) or (ends and not 0 <= ends[0] <= ends[-1] <= len(text)):
+                raise ConfigError(f"separator.function: {name} must give ascending places within the text's {len(text)} characters: {ends}")
+            return ends
+
+        return checked
+
+
+CutSetting = str | int | StepsBy
+"""A ``Cut`` as a job's configuration has it."""
+
+
+def read_cut(setting: CutSetting) -> Cut:
+    """The cut that a setting names. Raises ``ConfigError`` where a function cannot be found."""
+    return setting.structure() if isinstance(setting, StepsBy) else setting
+
+
+def cut_problems(key: str, setting: CutSetting | None) -> list[str]:
+    """What is wrong with the setting ``key``, as sentences. Raises ``ConfigError`` as ``read_cut`` does."""
+    if setting is not None and (setting == "" or (isinstance(setting, int) and setting < 1)):
+        return [f"{key}: must be a text that ends a step, the number of tokens of each step, or {{before: REGEX}} or {{function: ...}}"]
+    if isinstance(setting, StepsBy):
+        setting.structure()
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +160,7 @@ class Separator:
         return at + 1 + bisect_left(places, True, key=lambda end: self.text in decode_piece(self._tokenizer, tokens, at, end))
 
 
-def segment(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, separator: str | Structure | int, start: int = 0) -> list[int]:
+def segment(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, separator: Cut, start: int = 0) -> list[int]:
     """Ends of the steps of the solution ``tokens[start:]``, ascending indices into ``tokens``; the last is ``len(tokens)``.
 
     ``separator`` is a text (a step ends after the token that completes it), a number (steps of so many tokens), or a function of

@@ -31,6 +31,7 @@ def two_nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.mark.long
 def test_engines_and_learners_on_nodes_of_their_own(two_nodes: Cluster, tmp_path: Path, tiny_model_dir: Path) -> None:
     """Ray places an actor only where its resources are, so the run can only end well with the two apart."""
     run = Run(

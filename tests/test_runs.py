@@ -214,6 +214,7 @@ def test_ctrl_c_checkpoints_and_resumes_to_bit_equal_weights(
     assert_equal_weights(straight, second)
 
 
+@pytest.mark.long
 def test_every_kind_of_actor_killed_twice(tmp_path: Path, tiny_model_dir: Path, start: Callable[..., Run]) -> None:
     steps = 12
     run = start(job(tmp_path, tiny_model_dir, steps=steps))

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasoner_ray.steps import Partial, Separator, before, decode_piece, segment
+from reasoner_ray.config import parse_config
+from reasoner_ray.errors import ConfigError
+from reasoner_ray.steps import Partial, Separator, StepsBy, before, decode_piece, read_cut, segment
 from tests.conftest import make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
@@ -92,3 +94,62 @@ def test_growing_a_partial_solution_is_cutting_the_whole() -> None:
 def test_steps_that_do_not_cover_the_solution_are_refused(ends: tuple[int, ...], start: int) -> None:
     with pytest.raises(ValueError, match="do not cover"):
         Partial((7, 8, 9), ends, start)
+
+
+def sentences(text: str) -> list[int]:
+    return [m.end() for m in re.finditer(r"\. ", text)]
+
+
+def backwards(text: str) -> list[int]:
+    return [3, 1]
+
+
+def breaks(text: str) -> list[int]:
+    raise KeyError("no")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (StepsBy(before=r"Step \d+:"), ["It is so. ", "Step 1: a. b\n", "Step 2: c"]),
+        (StepsBy(function="tests.test_steps:sentences"), ["It is so. ", "Step 1: a. ", "b\nStep 2: c"]),
+        ("\n", ["It is so. Step 1: a. b\n", "Step 2: c"]),
+    ],
+)
+def test_steps_as_a_job_names_them(setting: StepsBy | str, expected: list[str]) -> None:
+    tokens = [t for piece in ("It is so.", " ", "Step 1: a.", " ", "b\n", "Step 2: c") for t in ids(piece)]
+    assert texts(tokens, segment(tokens, TOKENIZER, read_cut(setting))) == expected
+
+
+def test_steps_by_structure_in_all_sections_of_a_job() -> None:
+    tree = {"before": "Step [0-9]+:"}
+    config = parse_config(
+        {"search": {"separator": tree}, "labels": {"separator": tree}, "scoring": {"process": {"separator": tree, "args": {"model": "m"}}}}
+    )
+    process = config.scoring.process
+    assert process is not None
+    assert config.search.separator == config.labels.separator == process.separator == StepsBy(before="Step [0-9]+:")
+    assert parse_config(config.model_dump(mode="json")) == config, "as the run's own config.yaml has it"
+
+
+@pytest.mark.parametrize("section", ["search", "labels"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"before": "("}, "no regular expression"),
+        ({"before": "x", "function": "a:b"}, "one of `before`"),
+        ({}, "one of `before`"),
+        ({"function": "tests.test_steps:nothing"}, r"separator\.function: module 'tests.test_steps' has no 'nothing'"),
+        (0, r"separator: must be a text that ends a step"),
+        ("", r"separator: must be a text that ends a step"),
+    ],
+)
+def test_separators_that_cannot_be_are_refused(section: str, setting: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({section: {"separator": setting}})
+
+
+def test_what_a_users_function_answers_amiss_is_an_error() -> None:
+    for name, why in (("backwards", "ascending places"), ("breaks", "raised KeyError")):
+        with pytest.raises(ConfigError, match=why):
+            segment(ids("abcdef"), TOKENIZER, read_cut(StepsBy(function=f"tests.test_steps:{name}")))

@@ -85,6 +85,13 @@ class Algorithm(ABC, Generic[S]):
         except ValidationError as error:
             raise ConfigError("\n".join(self._explain(e) for e in error.errors())) from None
 
+    def discounts(self, settings: S) -> tuple[float, float]:
+        """Discount from one token of an action to the next, and from one action to the next, as ``credit`` applies them.
+
+        Those named ``gamma_token`` and ``gamma_action`` among the settings, 1 without: override it where the estimate has others.
+        """
+        return float(getattr(settings, "gamma_token", 1.0)), float(getattr(settings, "gamma_action", 1.0))
+
     def wants_reference(self, settings: S) -> bool:
         """True where the learner must keep the initial model and give ``streams.ref_logprobs``."""
         return self.needs_reference or settings.kl_coef > 0

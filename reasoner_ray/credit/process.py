@@ -1,15 +1,16 @@
 """Scores of steps as rewards of steps. Pure functions on flat tensors: S steps in order, each with its solution's number.
 
-With s_t the score of the state after step t of a solution of T steps:
+With s_t the score of the state after step t of a solution of T steps, g the algorithm's discount from one step to the next:
 
     raw         r_t = s_t
-    difference  r_t = s_t - s_{t-1}               s_0 = ``initial``; the rewards add up to s_T - s_0
-    shaping     r_t = s_t - s_{t-1}, s_T := 0     potential-based shaping (Ng, Harada and Russell 1999): they add up to -s_0,
-                                                  whatever was written, so the best policy stays the best
-    minimum     r_t = m_t - m_{t-1}               m_t the lowest score so far, r_1 = s_1; they add up to the lowest score
+    difference  r_t = g s_t - s_{t-1}, g := 1 at T   s_0 = ``initial``; the return is that of s_T, earned at the end, less s_0
+    shaping     r_t = g s_t - s_{t-1}, s_T := 0      potential-based shaping (Ng, Harada and Russell 1999, F = g Phi(s') - Phi(s)):
+                                                     the return is -s_0, whatever was written, so the best policy stays the best
+    minimum     r_t = m_t - m_{t-1}                  m_t the lowest score so far, r_1 = s_1; they add up to the lowest score
 
 ``raw`` pays a solution for every step it has, and ``difference`` for where it ends; ``minimum`` pays for no step, so length
-earns nothing (the argument of PURE, Cheng et al. 2025, arXiv 2504.15275, for credit in min form).
+earns nothing (the argument of PURE, Cheng et al. 2025, arXiv 2504.15275, for credit in min form). With another discount than the
+algorithm's own, shaping would pay for taking more steps, or fewer.
 """
 
 from __future__ import annotations
@@ -21,8 +22,20 @@ import torch
 Transform = Literal["raw", "difference", "shaping", "minimum"]
 
 
-def step_rewards(scores: torch.Tensor, solution: torch.Tensor, transform: Transform, *, initial: float = 0.0) -> torch.Tensor:
+def step_rewards(
+    scores: torch.Tensor,
+    solution: torch.Tensor,
+    transform: Transform,
+    *,
+    initial: float = 0.0,
+    discount: torch.Tensor | None = None,
+    inside: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Rewards [S] of steps from their ``scores`` (float [S]); ``solution`` (int64 [S]) is ascending.
+
+    ``discount`` (float [S], 1 by default) is what lies between the last token of each step, where its reward is, and the first of
+    the next; ``inside`` (float [S], above 0) what lies between a step's first token and its last: where tokens are discounted, the
+    reward comes later than the state it is taken back for, and is the larger for it.
 
     Raises ``ValueError`` where the two do not fit or ``solution`` is not ascending.
     """
@@ -32,11 +45,10 @@ def step_rewards(scores: torch.Tensor, solution: torch.Tensor, transform: Transf
     if transform == "minimum":
         lowest = _running_minimum(scores, solution)
         return torch.where(first, lowest, lowest - lowest.roll(1))
-    kept = scores
-    if transform == "shaping":
-        kept = torch.where(first.roll(-1), torch.zeros_like(scores), scores)  # the step before a first one is a last one
+    at_end = torch.zeros_like(scores) if transform == "shaping" else scores
+    kept = torch.where(first.roll(-1), at_end, scores if discount is None else discount * scores)  # before a first step is a last one
     before = torch.where(first, torch.full_like(scores, initial), scores.roll(1))
-    return kept - before
+    return kept - (before if inside is None else before / inside)
 
 
 def normalise_groups(rewards: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from reasoner_ray.data.game24 import INSTRUCTION, write_question
-from reasoner_ray.data.generated import DrawnTask
+from reasoner_ray.data.generated import Drawn, DrawnTask
 from reasoner_ray.data.number_games import SIGNS, Term, apply, check_lines, join_terms, write_step
 from reasoner_ray.data.tasks import Item, register_task
 from reasoner_ray.errors import ConfigError
@@ -62,14 +62,14 @@ class CountdownTask(DrawnTask):
         """Exact labels of steps: see ``number_games.check_lines``; with six numbers a step may take seconds."""
         return check_lines(steps, item.info["numbers"], item.info["target"])
 
-    def _draw(self, source: random.Random, number: str) -> tuple[str, Item] | None:
+    def _draw(self, source: random.Random, number: str) -> Drawn | None:
         game = self._play(source)
         if game is None:
             return None
         numbers, target, solution = game
         identity = f"countdown-{'-'.join(map(str, sorted(numbers)))}-to-{target}"
         info = {"numbers": list(numbers), "target": target, "solution": solution}
-        return identity, Item(id=identity, prompt=self._prompt(write_question(numbers, target)), answer=target, info=info)
+        return Drawn(Item(id=identity, prompt=self._prompt(write_question(numbers, target)), answer=target, info=info), identity)
 
     def _play(self, source: random.Random) -> Game | None:
         """Play one game backwards: random numbers, random operations; None where it leads to no allowed target."""

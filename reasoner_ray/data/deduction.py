@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from reasoner_ray.data.generated import DrawnTask
+from reasoner_ray.data.generated import Drawn, DrawnTask
 from reasoner_ray.data.tasks import Item, register_task
 from reasoner_ray.errors import ConfigError
 
@@ -128,10 +128,10 @@ class DeductionTask(DrawnTask):
         """Exact labels of steps: see ``check_proof``."""
         return check_proof(steps, item.info["context"], item.answer == "true")
 
-    def _draw(self, source: random.Random, number: str) -> tuple[str, Item]:
+    def _draw(self, source: random.Random, number: str) -> Drawn:
         question, context, answer, proof = draw_question(source, source.randint(*self._hops), self._distractors)
         info = {"context": context, "solution": "\n".join(proof)}
-        return question, Item(id=f"deduction-{number}", prompt=self._prompt(question), answer=answer, info=info)
+        return Drawn(Item(id=f"deduction-{number}", prompt=self._prompt(question), answer=answer, info=info), question)
 
 
 def draw_question(source: random.Random, hops: int, distractors: int) -> tuple[str, list[str], str, list[str]]:

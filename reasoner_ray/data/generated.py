@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from reasoner_ray.data.questions import build_prompt, check_style
@@ -45,6 +46,15 @@ class GeneratedTask(Task):
         return f"{question}\n" if self._style == "text" else build_prompt(question, style="chat", instruction=self._instruction)
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """An item that was drawn."""
+
+    item: Item
+    content: str  # what tells it from others
+    side: str = ""  # what decides whether it is held out; its content, where nothing else is given
+
+
 class DrawnTask(GeneratedTask):
     """Draws items at random until it has as many as asked for, or finds no new ones."""
 
@@ -56,8 +66,8 @@ class DrawnTask(GeneratedTask):
         self._seed, self._sizes = seed, (train_size, held_out_size)
 
     @abstractmethod
-    def _draw(self, source: random.Random, number: str) -> tuple[str, Item] | None:
-        """An item and its content as a text; ``number`` is its place, for an id. None for a draw that leads to no item."""
+    def _draw(self, source: random.Random, number: str) -> Drawn | None:
+        """An item; ``number`` is its place, for an id. None for a draw that leads to none."""
 
     def _make(self, *, held_out: bool) -> list[Item]:
         split, kind = ("held_out" if held_out else "train"), type(self).name
@@ -67,8 +77,8 @@ class DrawnTask(GeneratedTask):
         while len(items) < self._sizes[held_out] and repeats < self.most_repeats:
             repeats += 1
             drawn = self._draw(source, f"{split}-{len(items)}")
-            if drawn is None or drawn[0] in items or is_held_out(drawn[0], self._fraction) != held_out:
+            if drawn is None or drawn.content in items or is_held_out(drawn.side or drawn.content, self._fraction) != held_out:
                 continue
             repeats = 0
-            items[drawn[0]] = drawn[1]
+            items[drawn.content] = drawn.item
         return list(items.values())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
-from reasoner_ray.data.questions import build_prompt, check_style
-from reasoner_ray.data.tasks import Item, Task, register_task
+from reasoner_ray.data.generated import GeneratedTask
+from reasoner_ray.data.questions import build_prompt
+from reasoner_ray.data.tasks import Item, Message, register_task
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
 from reasoner_ray.registry import suggest
 
@@ -18,7 +17,7 @@ _HELD_OUT_SEED = 4_000_000_000
 
 
 @register_task("reasoning_gym")
-class ReasoningGymTask(Task):
+class ReasoningGymTask(GeneratedTask):
     """``dataset`` is any name that reasoning-gym knows, ``config`` its difficulty knobs.
 
     Training and held-out items come from seeds that lie far apart; training items whose question is also held out are
@@ -38,36 +37,26 @@ class ReasoningGymTask(Task):
         style: str = "chat",
         instruction: str = TAGGED,
     ) -> None:
+        super().__init__(held_out_fraction=0.0, style=style, instruction=instruction)  # seeds divide the items, not their content
         self._dataset, self._config = dataset, dict(config or {})
         self._seeds = (seed * _SEED_STRIDE % _SEED_LIMIT, _HELD_OUT_SEED)
         self._sizes = (train_size, held_out_size)
-        self._style, self._instruction = check_style(style), instruction
         make_dataset(dataset, self._config, seed=0, size=1)  # refuses unknown names and knobs before a job starts
 
-    def train(self) -> Sequence[Item]:
-        """Generated on first use."""
-        return self._train
-
-    def held_out(self) -> Sequence[Item]:
-        """Generated on first use."""
-        return self._held_out
-
-    @cached_property
-    def _held_out(self) -> list[Item]:
-        return self._items("held_out", self._seeds[1], self._sizes[1])
-
-    @cached_property
-    def _train(self) -> list[Item]:
-        reserved = {item.info["entry"]["question"] for item in self._held_out}
-        items = self._items("train", self._seeds[0], self._sizes[0])
+    def _make(self, *, held_out: bool) -> list[Item]:
+        split, number = ("held_out", 1) if held_out else ("train", 0)
+        items = self._items(split, self._seeds[number], self._sizes[number])
+        reserved: set[str] = set() if held_out else {item.info["entry"]["question"] for item in self.held_out()}
         return [item for item in items if item.info["entry"]["question"] not in reserved]
+
+    def _prompt(self, question: str) -> str | list[Message]:
+        return build_prompt(question, style=self._style, instruction=self._instruction)
 
     def _items(self, split: str, seed: int, size: int) -> list[Item]:
         items = []
         for i, entry in enumerate(make_dataset(self._dataset, self._config, seed=seed, size=size)):
-            prompt = build_prompt(entry["question"], style=self._style, instruction=self._instruction)
             info = {"dataset": self._dataset, "config": self._config, "entry": entry}
-            items.append(Item(id=f"{self._dataset}-{split}-{i}", prompt=prompt, answer=entry["answer"], info=info))
+            items.append(Item(id=f"{self._dataset}-{split}-{i}", prompt=self._prompt(entry["question"]), answer=entry["answer"], info=info))
         return items
 
 

@@ -12,17 +12,26 @@ ENTRY_POINTS = {
     "DataScience": "reasoner_ray.envs.data_science:DataScience",
     "Entertainment": "reasoner_ray.envs.text.entertainment:Entertainment",
     "FoodPreparation": "reasoner_ray.envs.text.food_preparation:FoodPreparation",
+    "SourceTerm": "reasoner_ray.envs.source_term.environment:SourceTerm",
     "TextWorld": "reasoner_ray.envs.textworld:TextWorldGame",
     "TomatoLettuceSalad": "reasoner_ray.envs.text.overcooked:TomatoLettuceSalad",
     "TomatoSalad": "reasoner_ray.envs.text.overcooked:TomatoSalad",
 }
+VECTOR_ENTRY_POINTS = {"SourceTerm": "reasoner_ray.envs.source_term.environment:SourceTermVector"}
+"""Those that play many episodes at once."""
 
 
 def register_all() -> None:
     """Make the environments known to Gymnasium; a second call does nothing."""
     for name, entry_point in ENTRY_POINTS.items():
         if f"reasoner_ray/{name}-v0" not in gymnasium.registry:
-            gymnasium.register(id=f"reasoner_ray/{name}-v0", entry_point=entry_point, disable_env_checker=True, order_enforce=False)
+            gymnasium.register(
+                id=f"reasoner_ray/{name}-v0",
+                entry_point=entry_point,
+                vector_entry_point=VECTOR_ENTRY_POINTS.get(name),
+                disable_env_checker=True,
+                order_enforce=False,
+            )
 
 
 register_all()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from reasoner_ray.child_process import ChildDied
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.labels import math_shepherd, omega_prm
 from reasoner_ray.labels.estimates import Estimator, Grade
+from reasoner_ray.labels.exact import Lines, labels_of_steps
 from reasoner_ray.rollout.engine import Sampling
 from reasoner_ray.rollout.episodes import EpisodeContext, register_episode
 from reasoner_ray.scoring.base import Answer
+from reasoner_ray.scoring.calls import CallRaised, failure_name
 from reasoner_ray.search.policy import StepPolicy
-from reasoner_ray.steps import Partial
+from reasoner_ray.steps import Partial, read_cut
 from reasoner_ray.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -44,11 +48,21 @@ async def label_episode(context: EpisodeContext, item: Item) -> list[Trajectory]
     builder = context.builder(0, item)
     builder.add_env(prompt)
     record = as_data(item, found, policy, config)
-    check = getattr(context.task, "check_steps", None)
-    if check is not None:  # a task that knows which steps are right: the labels can be measured
-        for solution in record["solutions"]:
-            solution["exact"] = await asyncio.to_thread(check, item, [step.strip() for step in solution["steps"]])
+    if hasattr(context.task, "check_steps"):  # a task that knows which lines are right: the labels can be measured
+        failures = await asyncio.gather(*(_check(context.grader, item, solution) for solution in record["solutions"]))
+        record["check_failures"] = dict(Counter(name for name in failures if name))
     return [builder.build(labels=record)]
+
+
+async def _check(grader: WorkerGrader, item: Item, solution: dict[str, Any]) -> str | None:
+    """Put the task's own word on the steps into ``solution["exact"]``; why there is none where the check fails, for that is no label."""
+    lines = Lines.of(solution["steps"], whole=solution["right"] is not None)
+    try:
+        solution["exact"] = labels_of_steps(solution["steps"], lines, await grader.check_lines(item, lines.texts))
+    except (TimeoutError, ChildDied, CallRaised, ValueError) as error:
+        solution["exact"] = [None] * len(solution["steps"])
+        return failure_name(error)
+    return None
 
 
 def make_policy(context: EpisodeContext, config: LabelConfig) -> StepPolicy:
@@ -64,7 +78,7 @@ def make_policy(context: EpisodeContext, config: LabelConfig) -> StepPolicy:
         context.engine,
         context.tokenizer,
         sampling=sampling,
-        separator=config.separator,
+        separator=read_cut(config.separator),
         step_tokens=context.sampling.max_new_tokens,
         max_context=context.max_context,
         order=context.group_id,

@@ -1,12 +1,15 @@
-"""Grading in a rollout worker: the task's scorer in processes of its own, with hard time-outs."""
+"""Grading in a rollout worker: the task's scorer and its check of steps in processes of their own, with hard time-outs."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from reasoner_ray.errors import ConfigError
+from reasoner_ray.labels.checks import CheckProcess
 from reasoner_ray.scoring.base import Answer, Score, reward_terms
+from reasoner_ray.scoring.calls import CallPool
 from reasoner_ray.scoring.graders import GraderPool
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ class WorkerGrader:
         self._config = config
         self._starting = asyncio.Lock()
         self._pool: GraderPool | None = None
+        self._checks: CallPool | None = None
 
     async def score(self, answer: Answer, item: Item) -> Score:
         """The score, whatever the answer does to its process. Raises ``ReasonerError`` where the scorers cannot be built."""
@@ -28,6 +32,19 @@ class WorkerGrader:
             if self._pool is None:
                 self._pool = await asyncio.to_thread(self._start)
         return await asyncio.wrap_future(self._pool.submit(answer, item))
+
+    async def check_lines(self, item: Item, lines: Sequence[str]) -> list[bool]:
+        """What the task's ``check_steps`` says of a solution's lines.
+
+        Raises what ``CallPool.submit`` does, and ``ValueError`` where it does not give an answer a line.
+        """
+        if self._checks is None:
+            job = self._config
+            self._checks = CallPool(lambda: CheckProcess(job.task, job.seed), timeout_s=job.scoring.timeout_s)
+        right: list[bool] = await asyncio.wrap_future(self._checks.submit((item, list(lines))))
+        if len(right) != len(lines):
+            raise ValueError(f"check_steps gave {len(right)} answers for {len(lines)} lines")
+        return right
 
     def _start(self) -> GraderPool:
         scoring = self._config.scoring
@@ -38,5 +55,6 @@ class WorkerGrader:
 
     def close(self) -> None:
         """End the processes."""
-        if self._pool is not None:
-            self._pool.close()
+        for pool in (self._pool, self._checks):
+            if pool is not None:
+                pool.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from reasoner_ray.config import JobConfig, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError
 from reasoner_ray.labels.report import lines_of, summarise
-from reasoner_ray.labels.store import JOURNAL, Journal, export, questions
+from reasoner_ray.labels.store import JOURNAL, Journal, export, questions, remove_labels
 from reasoner_ray.progress import Counter, show_progress
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.trainer.launch import check_resources, connect, load_task
@@ -90,7 +89,7 @@ def _prepare(folder: Path, config: JobConfig, if_exists: IfExists) -> None:
     if folder.exists():
         if if_exists == "error":
             raise ConfigError(f"{folder} exists. Go on with --resume, replace it with --overwrite, or set another name=...")
-        shutil.rmtree(folder)
+        remove_labels(folder)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
 

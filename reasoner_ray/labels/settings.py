@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from reasoner_ray.section import Section
+from reasoner_ray.steps import CutSetting
 
 
 class OmegaConfig(Section):
@@ -25,7 +26,9 @@ class LabelConfig(Section):
     """`reasoner label`: process labels for the training questions."""
 
     method: Literal["math_shepherd", "omega_prm"] = Field("omega_prm", description="math_shepherd estimates every step, omega_prm searches")
-    separator: str | int = Field("\n", description="text that ends a step, or the number of tokens of each step")
+    separator: CutSetting = Field(
+        "\n", description="text that ends a step, or the number of tokens of each, or {before: REGEX} or {function: module:function}"
+    )
     completions: int = Field(8, ge=1, description="K: completions an estimate")
     solutions: int = Field(4, ge=1, description="math_shepherd: solutions of a question that are labelled")
     omega: OmegaConfig = OmegaConfig()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from reasoner_ray.errors import CheckpointError, DataError
 
@@ -29,12 +31,7 @@ class Journal:
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         """Open or create. Raises ``CheckpointError`` where it was begun with other settings or is in use, ``DataError`` where broken."""
         self.path = path
-        self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise CheckpointError(f"{path} is in use: another process is labelling into this run") from error
+        self._file = _open_locked(path)
         try:
             self._drop_torn_line()
             self.done = {str(record["id"]) for record in self._begin(header)}
@@ -83,6 +80,24 @@ class Journal:
                 return
             end = begin
         self._file.truncate(0)
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """The journal, for this process alone until it is closed. Raises ``CheckpointError``."""
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise CheckpointError(f"{path} is in use: another process is labelling into this run") from error
+    return file
+
+
+def remove_labels(folder: Path) -> None:
+    """Remove a run's labels with all that lies beside their journal. Raises ``CheckpointError`` where another process still writes them."""
+    journal = folder / JOURNAL
+    with _open_locked(journal) if journal.is_file() else nullcontext():  # held until it is gone, so that nobody begins to write
+        shutil.rmtree(folder)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from reasoner_ray.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from reasoner_ray.learner.engine import UpdateEngine
+    from reasoner_ray.learner.engine import GradientEngine
 
 SHAPE = "learner.json"
 
 
-def save_state(folder: Path, engine: UpdateEngine, counters: dict[str, Any]) -> None:
+def save_state(folder: Path, engine: GradientEngine, counters: dict[str, Any]) -> None:
     """Write this rank's state (weights, optimiser, RNG, ``counters``) into ``folder``, flushed to disk.
 
     Raises ``OSError`` on every rank where one of them could not write.
@@ -47,7 +47,7 @@ def save_state(folder: Path, engine: UpdateEngine, counters: dict[str, Any]) -> 
         raise problem or OSError(errno.EIO, f"another learner rank could not write its state into {folder}")
 
 
-def load_state(folder: Path, engine: UpdateEngine) -> dict[str, Any]:
+def load_state(folder: Path, engine: GradientEngine) -> dict[str, Any]:
     """Restore what ``save_state`` wrote; returns its ``counters``.
 
     Raises ``CheckpointError`` where the files are missing, damaged, or of another model, ZeRO stage or number of ranks.
@@ -73,18 +73,18 @@ def _rank_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.pt"
 
 
-def _shape(engine: UpdateEngine) -> dict[str, Any]:
+def _shape(engine: GradientEngine) -> dict[str, Any]:
     return {"ranks": engine.world_size, "zero_stage": engine.stage, "parameters": engine.changing_shapes()}
 
 
-def _write_shape(folder: Path, engine: UpdateEngine) -> None:
+def _write_shape(folder: Path, engine: GradientEngine) -> None:
     with (folder / SHAPE).open("w") as file:
         json.dump(_shape(engine), file)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _check_shape(folder: Path, engine: UpdateEngine) -> None:
+def _check_shape(folder: Path, engine: GradientEngine) -> None:
     try:
         saved = json.loads((folder / SHAPE).read_text())
     except (OSError, ValueError) as error:
@@ -102,7 +102,7 @@ def _check_shape(folder: Path, engine: UpdateEngine) -> None:
         raise CheckpointError(
             f"{folder} was written for another model: {len(different)} parameters that training changes differ, for example {name} is "
             f"{saved_shapes.get(name, 'absent')} there and {shapes.get(name, 'absent')} here; "
-            "check model.path, learner.critic and learner.lora"
+            "check model.path, learner.critic and learner.lora; of kind mat, the section mat"
         )
 
 

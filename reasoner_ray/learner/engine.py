@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -85,13 +85,30 @@ def _bound_collectives(timeout_s: float) -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, without its shared-memory all-reduce: that compiles C++ for a minute at the first use, and gloo is fast enough."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)  # DeepSpeed's own calls
     return deepspeed
+
+
+def deepspeed_settings(stage: int, max_norm: float | None) -> dict[str, Any]:
+    """What DeepSpeed is started with: one micro-batch an update, ZeRO ``stage``, gradients clipped to ``max_norm`` (None: not)."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            "allgather_bucket_size": REDUCE_BUCKET,
+        },
+    }
 
 
 class _Calls(nn.Module):
@@ -107,14 +124,17 @@ class _Calls(nn.Module):
         return self.policy(batch, **wants)
 
 
-class UpdateEngine:
-    """A policy under DeepSpeed whose gradient is the plain sum of its micro-batches' gradients over all ranks.
+class GradientEngine:
+    """A module under DeepSpeed whose gradient is the plain sum of its micro-batches' gradients over all ranks.
 
     Denominators are in the losses already, so DeepSpeed's own averages (over ranks and accumulation steps) are undone.
     """
 
-    def __init__(self, policy: PolicyModel, groups: list[dict[str, Any]], config: LearnerConfig) -> None:
-        self.policy = policy
+    def __init__(
+        self, module: nn.Module, changing: Callable[[], dict[str, nn.Parameter]], groups: list[dict[str, Any]], config: LearnerConfig
+    ) -> None:
+        """``changing`` gives the parameters that training changes, by name; ``groups`` are the optimiser's, each with its ``lr``."""
+        self._changing = changing
         self.stage = config.zero_stage
         self.world_size = dist.get_world_size()
         self.rank = dist.get_rank()
@@ -123,27 +143,16 @@ class UpdateEngine:
         self._base_lrs = [float(g["lr"]) for g in groups]
         self._trained = [p for g in groups for p in g["params"]]
         optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.adam_eps, weight_decay=config.weight_decay, fused=True)
-        self._engine, *_ = _import_deepspeed().initialize(
-            model=_Calls(policy), optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
+        self._engine, *_ = import_deepspeed().initialize(
+            model=module, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
         )
         if self.world_size == 1 and self.stage == 0:
             self._engine.enable_backward_allreduce = False  # there is nobody to reduce with, and the copies cost seconds on CPU
         _bound_collectives(config.collective_timeout_s)
 
     def _deepspeed_config(self) -> dict[str, Any]:
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": self._max_norm if self.stage > 0 else 0.0,  # at stage 0 `step` clips, to see the norm first
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {
-                "stage": self.stage,
-                "overlap_comm": False,
-                "reduce_bucket_size": REDUCE_BUCKET,
-                "allgather_bucket_size": REDUCE_BUCKET,
-            },
-        }
+        # At stage 0 `step` clips, to see the norm first.
+        return deepspeed_settings(self.stage, self._max_norm if self.stage > 0 else None)
 
     @property
     def device(self) -> torch.device:
@@ -152,17 +161,10 @@ class UpdateEngine:
 
     # -- forward, backward, step ---------------------------------------------------------------------------
 
-    def forward(self, batch: Batch, *, want_values: bool, want_entropy: bool, want_q: bool, want_target: bool) -> Outputs:
-        """The policy on a batch, with a graph unless gradients are off. Every rank must call it equally often (ZeRO 3)."""
+    def call(self, *args: Any, **options: Any) -> Any:
+        """The module on these arguments, with a graph unless gradients are off."""
         self._engine.train(torch.is_grad_enabled())
-        wants = {"want_values": want_values, "want_entropy": want_entropy, "want_q": want_q, "want_target": want_target}
-        return self._engine(batch, False, **wants)
-
-    @torch.no_grad()
-    def reference_logprobs(self, batch: Batch) -> torch.Tensor:
-        """log pi_ref of the batch's targets, float32 [K]."""
-        (logprobs,) = self._engine(batch, True)
-        return logprobs
+        return self._engine(*args, **options)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss`` (scalar, divided by global denominators); ``last`` of an update also reduces over ranks."""
@@ -205,13 +207,13 @@ class UpdateEngine:
         """A context in which ``parameters`` are whole on every rank (ZeRO 3 keeps them in parts). All ranks must enter it."""
         if self.stage < 3:
             return nullcontext()
-        return _import_deepspeed().zero.GatheredParameters(list(parameters))
+        return import_deepspeed().zero.GatheredParameters(list(parameters))
 
     # -- state ---------------------------------------------------------------------------------------------
 
     def changing_shapes(self) -> dict[str, list[int]]:
         """Name and full shape of every parameter that training changes."""
-        return {n: list(getattr(p, "ds_shape", p.shape)) for n, p in self.policy.changing_parameters().items()}
+        return {n: list(getattr(p, "ds_shape", p.shape)) for n, p in self._changing().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's share of the training state: optimiser, and weights where it is the one to keep them."""
@@ -220,7 +222,7 @@ class UpdateEngine:
             optimizer.checkpoint_event_prologue()
         state: dict[str, Any] = {"optimizer": optimizer.state_dict() if self.stage > 0 or self.rank == 0 else None}
         if self.stage < 3 and self.rank == 0:
-            state["weights"] = {n: p.detach() for n, p in self.policy.changing_parameters().items()}
+            state["weights"] = {n: p.detach() for n, p in self._changing().items()}
         if self.stage == 3:
             optimizer.checkpoint_event_epilogue()
         return state
@@ -229,7 +231,7 @@ class UpdateEngine:
         """Restore from this rank's state and rank 0's (which holds the weights below ZeRO 3)."""
         optimizer = self._engine.optimizer
         if self.stage < 3:
-            parameters = self.policy.changing_parameters()
+            parameters = self._changing()
             with torch.no_grad():
                 for name, value in first["weights"].items():
                     parameters[name].copy_(value)
@@ -241,3 +243,24 @@ class UpdateEngine:
         optimizer.load_state_dict([own["optimizer"]] * self.world_size, load_from_fp32_weights=True)
         if self.stage == 3:
             optimizer.checkpoint_event_epilogue()
+
+
+class UpdateEngine(GradientEngine):
+    """The engine of a language model with its critics."""
+
+    def __init__(self, policy: PolicyModel, groups: list[dict[str, Any]], config: LearnerConfig) -> None:
+        self.policy = policy
+        super().__init__(_Calls(policy), policy.changing_parameters, groups, config)
+
+    def forward(self, batch: Batch, *, want_values: bool, want_entropy: bool, want_q: bool, want_target: bool) -> Outputs:
+        """The policy on a batch, with a graph unless gradients are off. Every rank must call it equally often (ZeRO 3)."""
+        outputs: Outputs = self.call(
+            batch, False, want_values=want_values, want_entropy=want_entropy, want_q=want_q, want_target=want_target
+        )
+        return outputs
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Batch) -> torch.Tensor:
+        """log pi_ref of the batch's targets, float32 [K]."""
+        (logprobs,) = self._engine(batch, True)
+        return logprobs

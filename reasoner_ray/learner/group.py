@@ -35,10 +35,11 @@ GRACE_S = 15.0
 
 
 class LearnerRank:
-    """One rank: a ``Learner`` in a process of its own."""
+    """One rank: a ``Learner`` in a process of its own, or whatever ``make(config, rank, ranks, store)`` makes that learns like one."""
 
-    def __init__(self, config: JobConfig) -> None:
+    def __init__(self, config: JobConfig, make: Callable[..., Any] | None = None) -> None:
         self._config = config
+        self._make = make
         self._store: Any = None
         self._learner: Learner | None = None
 
@@ -64,7 +65,7 @@ class LearnerRank:
         # Ray sets OMP_NUM_THREADS to the CPUs an actor reserves, often 1.
         torch.set_num_threads(learner.torch_threads or max(1, usable_cores() // ranks_here))
         store = self._store or join_store(host, port, learner.ranks, learner.collective_timeout_s)
-        self._learner = Learner(self._config, rank, learner.ranks, store)
+        self._learner = (self._make or Learner)(self._config, rank, learner.ranks, store)
 
     @property
     def learner(self) -> Learner:
@@ -117,9 +118,10 @@ class LearnerGroup:
     Each may raise ``LearnerLost`` where a rank died or a deadline passed; then ``restart`` and ``load`` are the way on.
     """
 
-    def __init__(self, config: JobConfig, shared_gpus: Any = None) -> None:
-        """``shared_gpus`` is a placement group whose bundle i holds rank i and engine i (``sync.backend: ipc``)."""
+    def __init__(self, config: JobConfig, shared_gpus: Any = None, make: Callable[..., Any] | None = None) -> None:
+        """``shared_gpus`` is a placement group whose bundle i holds rank i and engine i (``sync.backend: ipc``); see ``LearnerRank``."""
         self._config = config
+        self._make = make
         self._shared_gpus = shared_gpus
         self._ranks: list[Any] = []
 
@@ -139,7 +141,8 @@ class LearnerGroup:
         }
         actor = ray.remote(LearnerRank)
         self._ranks = [
-            actor.options(**options | on_shared_gpu(self._shared_gpus, rank)).remote(self._config) for rank in range(learner.ranks)
+            actor.options(**options | on_shared_gpu(self._shared_gpus, rank)).remote(self._config, self._make)
+            for rank in range(learner.ranks)
         ]
         wanted = {"CPU": learner.cpus, "GPU": gpus, **cluster.learner_resources}
         try:

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 INFO_FILE, WEIGHTS_FILE = "step_model.json", "step_head.safetensors"
 
 
+HeadKind = Literal["prm", "value"]
+
+
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
     """What a folder with a head is."""
 
-    kind: Literal["prm", "value"]  # the head gives the logit of "this step is right", or the value of a state
+    kind: HeadKind  # the head gives the logit of "this step is right", or the value of a state
     hidden: tuple[int, ...] = ()  # widths of the head's hidden layers
     separator: str = "\n\n"  # what ended a step in the text records it was trained on
     labels: str = "soft"
@@ -34,7 +37,7 @@ class HeadInfo:
     @classmethod
     def of(cls, config: JobConfig) -> HeadInfo:
         """What a job's model becomes."""
-        kind: Literal["prm", "value"] = "prm" if config.kind == "prm" else "value"
+        kind: HeadKind = "prm" if config.kind == "prm" else "value"
         supervised = config.supervised
         return cls(kind, tuple(config.learner.critic_hidden), supervised.separator, supervised.labels, config.model.path)
 
@@ -69,9 +72,15 @@ def read_head_info(folder: Path) -> HeadInfo:
 
 
 @torch.no_grad()
-def load_head(folder: Path, head: ValueHead) -> None:
-    """Fill ``head`` with the weights in ``folder``. Raises ``ModelError`` where they are of another shape or cannot be read."""
+def load_head(folder: Path, head: ValueHead, kind: HeadKind | None = None) -> None:
+    """Fill ``head`` with the weights in ``folder``. Raises ``ModelError`` where they are of another shape or cannot be read, or where
+    they are not of ``kind``: the logit of a probability is no value of a state, nor the other way round."""
     info = read_head_info(folder)
+    if kind is not None and info.kind != kind:
+        raise ModelError(
+            f"{folder} holds a model of kind {info.kind}, and kind {kind} would go on training its head as another thing; take kind: "
+            f"{info.kind}, or a model without a head (copy the folder without {INFO_FILE} and {WEIGHTS_FILE})"
+        )
     try:
         head.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError) as error:

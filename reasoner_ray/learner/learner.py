@@ -30,6 +30,7 @@ from reasoner_ray.learner.checkpoint import load_state, save_state
 from reasoner_ray.learner.engine import UpdateEngine, start_process_group
 from reasoner_ray.learner.heads import HeadInfo, save_head
 from reasoner_ray.learner.model import Outputs, load_policy, policy_state, save_policy
+from reasoner_ray.learner.schedule import rate_scale
 from reasoner_ray.losses import Denominators, gather_inputs, summarise, trainable_weights
 from reasoner_ray.models import load_tokenizer, resolve_dtype, resolve_model
 from reasoner_ray.packing import Batch, pack
@@ -79,6 +80,7 @@ class Learner:
             needs_reference=self._wants_reference,
             temperature=config.rollout.temperature,
             device="cuda" if torch.cuda.is_available() else "cpu",
+            head_kind=config.kind if config.kind in ("prm", "value") else None,
         )
         groups = [
             {"name": "policy", "params": policy.policy_parameters(), "lr": config.learner.lr},
@@ -251,9 +253,10 @@ class Learner:
         return norm
 
     def _lr_scale(self, update: int) -> float:
-        """Linear warm-up over ``warmup_steps`` optimiser steps, then constant."""
-        warmup = self.config.learner.warmup_steps
-        return min(1.0, (update + 1) / warmup) if warmup else 1.0
+        """Of optimiser step ``update``: it follows from its number and the job alone, so that a resumed run goes on with it."""
+        config = self.config
+        updates = config.trainer.steps * config.learner.updates_per_step * config.learner.epochs
+        return rate_scale(update, config.learner.lr_schedule, warmup=config.learner.warmup_steps, updates=updates)
 
     def _stop_not_finite(self, step: _Step, micros: list[_Micro], losses: list[float], norm: float) -> NoReturn:
         """Save this rank's share of the update and raise."""

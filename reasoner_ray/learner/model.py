@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from reasoner_ray.errors import EnvironmentProblem, ModelError
 from reasoner_ray.learner.attention import TREE_ATTENTION, Backend, TreeMask
-from reasoner_ray.learner.heads import has_head, load_head
+from reasoner_ray.learner.heads import HeadKind, has_head, load_head
 from reasoner_ray.learner.logprobs import chunked_logprobs
 from reasoner_ray.learner.resumed import Resumed
 from reasoner_ray.learner.soft_critic import Logits, SoftCritic, SoftTerms, TokenModel
@@ -271,12 +271,13 @@ def load_policy(
     needs_reference: bool = False,
     temperature: float = 1.0,
     device: torch.device | str = "cpu",
+    head_kind: HeadKind | None = None,
 ) -> PolicyModel:
     """Load a causal LM with the critic, reference and adapters that the learner's settings ask for.
 
-    ``temperature`` is the rollout's sampling temperature. A joint head goes on from the folder's own, where it has one. A
-    short probe compares packed rows against the model's own forward pass, so that an architecture that packing does not
-    fit is refused here.
+    ``temperature`` is the rollout's sampling temperature. A joint head goes on from the folder's own, where it has one, which
+    then must be of ``head_kind`` (None: of either). A short probe compares packed rows against the model's own forward pass, so that an
+    architecture that packing does not fit is refused here.
 
     Raises ``ModelError`` where the model is missing, broken, or of an unsupported architecture.
     """
@@ -298,7 +299,7 @@ def load_policy(
         compute_dtype=resolve_dtype(config.dtype),
     )
     if learner.critic == "joint" and model.value_head is not None and has_head(path):
-        load_head(path, model.value_head)
+        load_head(path, model.value_head, head_kind)
     return model.to(device)
 
 

@@ -8,13 +8,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.exceptions import RayActorError
 
+from reasoner_ray.actor_calls import result_of
 from reasoner_ray.errors import ConfigError, EnvironmentProblem, ModelError, ReasonerError, ScoringError
-from reasoner_ray.models import load_tokenizer, read_config, resolve_model
+from reasoner_ray.models import fingerprint, load_tokenizer, read_config, resolve_model
 from reasoner_ray.settings import usable_cores
 
 if TYPE_CHECKING:
@@ -176,19 +178,36 @@ class StepModelPool:
     def __init__(self, spec: StepModelSpec) -> None:
         self._spec = spec
         self._actors: list[Any] = []
+        self._outdated: list[Any] = []
+        self._folder: Path | None = None
+        self._version = ""
+
+    def look(self) -> None:
+        """Find out whether the model's folder was written anew since the actors loaded it; the next call then asks new ones.
+
+        Called where a search or a group begins, not for each score: one tree is judged by one model, unless its actors are gone.
+        """
+        if self._actors and self._folder is not None and fingerprint(self._folder) != self._version:
+            self._outdated += self._actors
+            self._actors = []
 
     async def start(self) -> None:
-        """Find or start the actors and wait until they are ready. Raises ``ReasonerError``."""
+        """Find or start the actors of the model as it is now, and wait until they are ready. Raises ``ReasonerError``."""
+        outdated, self._outdated = self._outdated, []
+        for actor in outdated:
+            ray.kill(actor)  # first, for the new ones may need the room; whoever still asks them starts here as well
+        self._folder = self._folder or resolve_model(self._spec.model)  # a hub is asked once
+        version = fingerprint(self._folder)
         gpus = self._spec.gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
-        digest = hashlib.sha256(repr(self._spec).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((self._spec, version)).encode()).hexdigest()[:16]
         options: dict[str, Any] = {"num_cpus": self._spec.cpus, "num_gpus": gpus, "get_if_exists": True}
         options |= {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS, "max_concurrency": _CALLS_AT_ONCE}
         remote, names = ray.remote(StepModelActor), [f"step-model-{digest}-{i}" for i in range(self._spec.workers)]
         actors = [remote.options(**options, name=name).remote(self._spec) for name in names]
         try:
-            problems = await asyncio.wait_for(asyncio.gather(*(_result(actor.problem.remote()) for actor in actors)), _START_S)
+            problems = await asyncio.wait_for(asyncio.gather(*(result_of(actor.problem.remote()) for actor in actors)), _START_S)
         except TimeoutError as error:
             raise EnvironmentProblem(
                 f"{self._spec.workers} actors for {self._spec.model} did not start within {_START_S:g} s: the cluster has no room for "
@@ -197,7 +216,7 @@ class StepModelPool:
         for problem in problems:
             if problem is not None:
                 raise problem
-        self._actors = actors
+        self._actors, self._version = actors, version
 
     async def score(self, partials: Sequence[Partial]) -> tuple[list[list[float]], int]:
         """Scores of the steps and the tokens computed for them; solutions of one prompt meet in one actor, which knows them.
@@ -223,14 +242,20 @@ class StepModelPool:
 
     async def stop(self) -> None:
         """End the actors."""
-        actors, self._actors = self._actors, []
+        actors, self._actors, self._outdated = [*self._actors, *self._outdated], [], []
         for actor in actors:
             ray.kill(actor)
 
 
-@lru_cache(maxsize=8)
 def shared_pool(spec: StepModelSpec) -> StepModelPool:
-    """This process's handle on the actors of ``spec``."""
+    """This process's handle on the actors of ``spec``, for the model that lies in its folder now."""
+    pool = _pool_of(spec)
+    pool.look()
+    return pool
+
+
+@lru_cache(maxsize=8)
+def _pool_of(spec: StepModelSpec) -> StepModelPool:
     return StepModelPool(spec)
 
 
@@ -239,7 +264,7 @@ async def _spread(actors: Sequence[Any], partials: Sequence[Partial]) -> tuple[l
     shares: dict[int, list[int]] = {}
     for i, partial in enumerate(partials):
         shares.setdefault(hash(partial.prompt) % len(actors), []).append(i)
-    calls = [_result(actors[a].score.remote([partials[i] for i in share])) for a, share in shares.items()]
+    calls = [result_of(actors[a].score.remote([partials[i] for i in share])) for a, share in shares.items()]
     scores: list[list[float]] = [[] for _ in partials]
     tokens = 0
     for share, (values, computed) in zip(shares.values(), await asyncio.gather(*calls), strict=True):
@@ -247,16 +272,6 @@ async def _spread(actors: Sequence[Any], partials: Sequence[Partial]) -> tuple[l
         for i, value in zip(share, values, strict=True):
             scores[i] = value
     return scores, tokens
-
-
-async def _result(ref: Any) -> Any:
-    """What a Ray call returns or raises; a ``ReasonerError`` as itself."""
-    try:
-        return await asyncio.wrap_future(ref.future())
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ReasonerError):
-            raise error.cause from error
-        raise
 
 
 def _fail(answer: asyncio.Future[Any], error: Exception) -> None:

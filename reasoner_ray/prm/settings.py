@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from reasoner_ray.agents.mat.settings import mat_defaults
 from reasoner_ray.section import Section
+from reasoner_ray.steps import CutSetting, cut_problems
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -42,12 +44,13 @@ class ProcessRewardConfig(Section):
 
     scorer: str = Field("prm", description="a registered step scorer, or module:factory of your own")
     args: dict[str, Any] = Field(default_factory=dict, description="passed to the scorer, for example model: runs/prm/model")
-    separator: str | None = Field("\n\n", min_length=1, description="text that ends a step; null: every turn is one step")
+    separator: CutSetting | None = Field(
+        "\n\n", description="text that ends a step, or as search.separator by tokens or structure; null: every turn is one step"
+    )
     transform: Literal["raw", "difference", "shaping", "minimum"] = Field(
         "minimum",
         description="raw: each step earns its score; difference: what it changes; shaping: the same, and the end gives it back, so that "
-        "the best policy stays the best (without a discount between steps); minimum: only what lowers the lowest score so far, which "
-        "long answers cannot farm",
+        "the best policy stays the best; minimum: only what lowers the lowest score so far, which long answers cannot farm",
     )
     initial: float = Field(0.0, description="difference, shaping: score of the question without a step")
     normalise: Literal["none", "group"] = Field("none", description="group: step rewards of a prompt's samples get mean 0 and deviation 1")
@@ -56,7 +59,9 @@ class ProcessRewardConfig(Section):
 
 
 def kind_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """A job's plain tree with the critic that its kind needs, where the job names none."""
+    """A job's plain tree with the critic (of kind mat, the optimiser and model) that its kind needs, where the job names none."""
+    if tree.get("kind") == "mat":
+        return mat_defaults(tree)
     head = {"critic": "joint", "critic_hidden": ()}
     defaults: dict[Any, dict[str, Any]] = {"sft": {"critic": "none"}, "prm": head, "value": head}
     learner = tree.get("learner", {})
@@ -101,6 +106,7 @@ def supervised_numbers(config: JobConfig) -> dict[str, int | float | str]:
 
 def process_problems(config: JobConfig) -> list[str]:
     """What cannot work of a job's process rewards, each as one sentence. Raises ``ConfigError`` for names that are unknown."""
+    from reasoner_ray.algorithms import get_algorithm
     from reasoner_ray.prm import step_scorer  # noqa: F401 - registers prm and judge
     from reasoner_ray.registry import check_arguments
     from reasoner_ray.scoring.step_scorers import STEP_SCORERS
@@ -109,8 +115,15 @@ def process_problems(config: JobConfig) -> list[str]:
     if process is None:
         return []
     check_arguments(STEP_SCORERS.get(process.scorer), process.args, "scoring.process.args", reserved=("context",))
+    if problems := cut_problems("scoring.process.separator", process.separator):
+        return problems
     if process.scorer in ("likelihood", "judge"):
         return [f"scoring.process.scorer: {process.scorer} asks the policy's engine, which scorers of RL do not have; take prm"]
+    algorithm = get_algorithm(config.algorithm.name)
+    if process.transform in ("difference", "shaping") and algorithm.discounts(algorithm.settings(config.algorithm.settings))[0] == 0:
+        return [
+            f"algorithm.settings.gamma_token: at 0 no step is worth anything to the one before; transform={process.transform} needs more"
+        ]
     if process.normalise == "group" and process.transform in ("shaping", "minimum"):
         return [
             f"scoring.process.normalise: with a mean of 0 every step would earn or cost something for being there, which "

@@ -52,9 +52,14 @@ def judge_context(tokenizer: PreTrainedTokenizerBase, question: str, steps: Sequ
     if not getattr(tokenizer, "chat_template", None):
         raise ScoringError("a judge is asked in a chat, and its tokenizer has no chat template; take a chat model")
     listed = "\n".join(f"Step {i}: {step}" for i, step in enumerate(steps, start=1))
-    content = instruction.format(question=question, steps=listed, number=len(steps))
+    content = _filled(instruction, {"question": question, "steps": listed, "number": str(len(steps))})
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     return [int(t) for t in tokenizer.encode(str(text), add_special_tokens=False)]
+
+
+def _filled(instruction: str, values: dict[str, str]) -> str:
+    """The instruction with its places filled; every other brace, of the instruction or of a value, is text (\\boxed{}, a set)."""
+    return re.sub("|".join(rf"\{{{name}\}}" for name in values), lambda match: values[match.group()[1:-1]], instruction)
 
 
 def single_token(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:

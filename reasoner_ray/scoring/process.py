@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from reasoner_ray import child_process
 from reasoner_ray.child_process import ChildDied, ChildProcess
-from reasoner_ray.errors import EnvironmentProblem, ReasonerError
 from reasoner_ray.scoring.base import Answer, CompositeScorer, Score, Term
 
 if TYPE_CHECKING:
@@ -33,14 +32,7 @@ class GraderProcess(ChildProcess):
     def __init__(self, terms: Sequence[Term]) -> None:
         """Start the process and wait until it is ready. Raises ``ReasonerError`` where its scorers cannot be built."""
         super().__init__("reasoner_ray.scoring.process:serve", [json.dumps([asdict(term) for term in terms])], "grader")
-        try:
-            self.wait_until_ready()
-        except (TimeoutError, GraderDied) as error:
-            self.kill()
-            raise EnvironmentProblem(f"a grader process did not start: {error}") from error
-        except ReasonerError:
-            self.kill()
-            raise
+        self.wait_or_kill("grader")
 
     def grade(self, answer: Answer, item: Item, timeout_s: float) -> Score:
         """The answer's score. Raises ``TimeoutError`` or ``GraderDied``; the process is of no use after either."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
+from reasoner_ray.algorithms import get_algorithm
 from reasoner_ray.credit import normalise_groups, step_rewards
-from reasoner_ray.errors import ScoringError
+from reasoner_ray.errors import ScorerGaveUp, ScoringError
 from reasoner_ray.prm import step_scorer  # noqa: F401 - registers prm and judge
 from reasoner_ray.scoring.step_scorers import STEP_SCORERS, StepScorer, StepScorerContext, score_steps
-from reasoner_ray.steps import Partial, segment
-from reasoner_ray.trajectory import Status, Trajectory
+from reasoner_ray.steps import Cut, Partial, read_cut, segment
+from reasoner_ray.trajectory import Status, Trajectory, flatten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,9 +36,16 @@ class _NoEngine:
 class ProcessReward:
     """Puts process rewards on groups of trajectories. Thread-safe where its scorers are."""
 
-    def __init__(self, config: ProcessRewardConfig, scorer: Callable[[], StepScorer], tokenizer: PreTrainedTokenizerBase) -> None:
-        """``scorer`` makes one for each group."""
-        self._config, self._scorer, self._tokenizer = config, scorer, tokenizer
+    def __init__(
+        self,
+        config: ProcessRewardConfig,
+        scorer: Callable[[], StepScorer],
+        tokenizer: PreTrainedTokenizerBase,
+        discounts: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        """``scorer`` makes one for each group; ``discounts`` are the algorithm's (``Algorithm.discounts``)."""
+        self._config, self._scorer, self._tokenizer, self._discounts = config, scorer, tokenizer, discounts
+        self._cut = None if config.separator is None else read_cut(config.separator)
 
     @classmethod
     def of(cls, job: JobConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessReward | None:
@@ -46,8 +54,13 @@ class ProcessReward:
         if config is None:
             return None
         factory = STEP_SCORERS.get(config.scorer)
+        algorithm = get_algorithm(job.algorithm.name)
         engine: Any = _NoEngine()
-        return cls(config, lambda: factory(StepScorerContext(config=job, engine=engine, tokenizer=tokenizer), **config.args), tokenizer)
+
+        def make() -> StepScorer:
+            return factory(StepScorerContext(config=job, engine=engine, tokenizer=tokenizer), **config.args)
+
+        return cls(config, make, tokenizer, algorithm.discounts(algorithm.settings(job.algorithm.settings)))
 
     async def start(self) -> None:
         """Let a scorer that has actors start them. Raises ``ReasonerError``."""
@@ -72,13 +85,15 @@ class ProcessReward:
         extra: dict[str, Any] = {"outcomes": [t.total_reward if t.status.is_trainable else math.nan for t in trajectories], "unscored": {}}
         judged = [i for i, t in enumerate(trajectories) if t.status.is_trainable and t.trainable_tokens]
         try:
-            partials = [partial_of(trajectories[i], self._tokenizer, self._config.separator) for i in judged]
+            partials = [partial_of(trajectories[i], self._tokenizer, self._cut) for i in judged]
             scores = asyncio.run(score_steps(self._scorer(), partials))
         except Exception as error:  # noqa: BLE001 - someone else's scorer may raise anything; the driver bounds how often
-            failed = {"score_status": "error", "error_type": type(error).__name__, "error": f"process reward: {error}"[:500]}
+            kind = error.error_type if isinstance(error, ScorerGaveUp) else type(error).__name__
+            failed = {"score_status": "timeout" if kind == "Timeout" else "error", "error_type": kind}
+            failed["error"] = f"process reward: {error}"[:500]
             marked = [t.with_status(Status.FAILED, **failed) if i in judged else t for i, t in enumerate(trajectories)]
-            return marked, extra | {"unscored": {type(error).__name__: len(judged)}}
-        rewards = self._rewards(scores)
+            return marked, extra | {"unscored": {kind: len(judged)}}
+        rewards = self._rewards(scores, [discounts_of(trajectories[i], p, *self._discounts) for i, p in zip(judged, partials, strict=True)])
         result = list(trajectories)
         for i, partial, each in zip(judged, partials, rewards, strict=True):
             result[i] = self._with_rewards(trajectories[i], partial, each)
@@ -91,12 +106,13 @@ class ProcessReward:
         }
         return result, extra | {"process": about}
 
-    def _rewards(self, scores: list[list[float]]) -> list[torch.Tensor]:
+    def _rewards(self, scores: list[list[float]], discounts: list[tuple[list[float], list[float]]]) -> list[torch.Tensor]:
         """Rewards of the steps of each solution, before the weight."""
         counts = [len(each) for each in scores]
         flat = torch.tensor([score for each in scores for score in each], dtype=torch.float32)
         solution = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
-        rewards = step_rewards(flat, solution, self._config.transform, initial=self._config.initial)
+        discount, inside = (torch.tensor([g for each in discounts for g in each[side]], dtype=torch.float32) for side in (0, 1))
+        rewards = step_rewards(flat, solution, self._config.transform, initial=self._config.initial, discount=discount, inside=inside)
         if self._config.normalise == "group":
             rewards = normalise_groups(rewards, torch.zeros_like(solution))
         return list(rewards.split(counts))
@@ -113,7 +129,7 @@ class ProcessReward:
         return min(scores) if self._config.transform == "minimum" else scores[-1]
 
 
-def partial_of(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, separator: str | None) -> Partial:
+def partial_of(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, separator: Cut | None) -> Partial:
     """The steps of a trajectory: each turn of the policy, cut after each ``separator``; what others write belongs to the step behind it.
 
     Raises ``ScoringError`` where an episode forgot its earlier turns, since a solution has one context.
@@ -126,6 +142,21 @@ def partial_of(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, separ
     for span in spans:
         ends += [span.end] if separator is None else segment(tokens[: span.end], tokenizer, separator, start=span.start)
     return Partial(tuple(tokens[: ends[-1]]), tuple(ends), spans[0].start)
+
+
+def discounts_of(trajectory: Trajectory, partial: Partial, token: float, action: float) -> tuple[list[float], list[float]]:
+    """Of each step what a reward is discounted by behind its last token, and between its first token and its last.
+
+    ``token`` and ``action`` are the discounts behind a token inside an action and behind an action's last one; tokens of others
+    pass no time.
+    """
+    ends = dict(zip(np.flatnonzero(trajectory.loss_mask).tolist(), flatten([trajectory]).action_end.tolist(), strict=True))
+    behind, inside = [], []
+    for begin, end in zip((partial.start, *partial.ends), partial.ends, strict=False):
+        *earlier, last = [action if ends[place] else token for place in range(begin, end) if place in ends] or [1.0]
+        behind.append(last)
+        inside.append(math.prod(earlier))
+    return behind, inside
 
 
 def _truth(trajectory: Trajectory) -> float:

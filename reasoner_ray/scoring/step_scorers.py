@@ -6,14 +6,18 @@ A scorer gives one value a step, read at the step's last token, higher for bette
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reasoner_ray.errors import ScoringError
-from reasoner_ray.registry import Registry, load_dotted
+from reasoner_ray.child_process import ChildDied
+from reasoner_ray.errors import ConfigError, ScorerGaveUp, ScoringError
+from reasoner_ray.registry import Registry
+from reasoner_ray.scoring.calls import CallRaised, failure_name
+from reasoner_ray.scoring.step_function import function_pool
 from reasoner_ray.steps import Partial
 
 if TYPE_CHECKING:
@@ -106,23 +110,35 @@ class Likelihood:
 class FunctionStepScorer:
     """One's own function: ``path: module:function``, called as ``function(prompt, steps, **args)`` with texts, one score a step back.
 
-    Special tokens are left out of the texts. It runs on the worker's event loop, so it should be quick.
+    Special tokens are left out of the texts. It runs in ``processes`` of its own beside the search, which all searches of a worker
+    share; a call that takes longer than ``timeout_s`` is killed, and that solution has no score.
     """
 
-    def __init__(self, context: StepScorerContext, *, path: str, args: dict[str, Any] | None = None) -> None:
-        self._function: Callable[..., Sequence[float]] = load_dotted(path, "search.scorer.args.path")
+    def __init__(
+        self, context: StepScorerContext, *, path: str, args: dict[str, Any] | None = None, timeout_s: float = 10.0, processes: int = 1
+    ) -> None:
+        """Raises ``ConfigError`` for a time or a number of processes that cannot be; a wrong ``path`` shows with ``start``."""
+        if timeout_s <= 0 or processes < 1:
+            raise ConfigError(f"search.scorer.args: timeout_s must be above 0 and processes at least 1 (got {timeout_s}, {processes})")
+        self._pool = function_pool(path, json.dumps(args or {}, sort_keys=True), processes, timeout_s)
         self._decode = context.tokenizer.decode
-        self._arguments = args or {}
         self.name = path
         self.tokens = 0
 
-    async def score(self, partials: Sequence[Partial]) -> list[list[float]]:
-        """See ``StepScorer.score``. Raises ``ScoringError`` where the function raises."""
-        return [self._values(partial) for partial in partials]
+    async def start(self) -> None:
+        """Find out whether the function is there. Raises ``ReasonerError``."""
+        await asyncio.wrap_future(self._pool.submit(None))
 
-    def _values(self, partial: Partial) -> list[float]:
-        prompt, *steps = (str(self._decode(list(t), skip_special_tokens=True)) for t in (partial.prompt, *partial.steps))
+    async def score(self, partials: Sequence[Partial]) -> list[list[float]]:
+        """See ``StepScorer.score``. Raises ``ScoringError`` where the function raises, ``ScorerGaveUp`` where it hangs or dies."""
+        calls = [asyncio.wrap_future(self._pool.submit(self._texts(partial))) for partial in partials]
         try:
-            return [float(value) for value in self._function(prompt, steps, **self._arguments)]
-        except Exception as error:  # someone else's code may raise anything
-            raise ScoringError(f"the step scorer {self.name} raised {type(error).__name__}: {error}") from error
+            return await asyncio.gather(*calls)
+        except CallRaised as error:
+            raise ScoringError(f"the step scorer {self.name} raised {error}") from error
+        except (TimeoutError, ChildDied) as error:
+            raise ScorerGaveUp(f"the step scorer {self.name}: {failure_name(error)}: {error}", failure_name(error)) from error
+
+    def _texts(self, partial: Partial) -> tuple[str, list[str]]:
+        prompt, *steps = (str(self._decode(list(t), skip_special_tokens=True)) for t in (partial.prompt, *partial.steps))
+        return prompt, steps

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.errors import ConfigError, ScorerGaveUp
 from reasoner_ray.registry import Registry, suggest
 from reasoner_ray.scoring.step_scorers import StepScorer, score_steps
 from reasoner_ray.search.aggregate import Choice, choose_answer, solution_value
@@ -27,8 +27,8 @@ from reasoner_ray.steps import Partial
 if TYPE_CHECKING:
     import numpy as np
 
-Ended = Literal["done", "settled"] | Resource
-"""The method came to its end, the belief over answers was settled, or a budget was used up."""
+Ended = Literal["done", "settled", "failed"] | Resource
+"""The method came to its end, the belief over answers was settled, the scorer gave a solution up, or a budget was used up."""
 S = TypeVar("S", bound=Section)
 
 
@@ -53,6 +53,7 @@ class SearchResult:
     cost: Cost
     ended: Ended
     root: Node
+    failure: ScorerGaveUp | None = None  # why there is no choice where the search failed
 
     @property
     def chosen(self) -> Node | None:
@@ -114,20 +115,22 @@ class Search(Generic[S]):
         steps = await self.policy.steps(node.partial, width) if node.depth < self.config.depth else []
         return await self.attach(node, steps)
 
-    async def attach(self, parent: Node, steps: Sequence[Continuation]) -> list[Node]:
+    async def attach(self, parent: Node, steps: Sequence[Continuation], action: str = "") -> list[Node]:
         """Scored nodes below ``parent``, in order, not yet its children. What a limit cut is not scored."""
         whole = [step for step in steps if step.end != "cut"] if self.scored else []
         scores = dict(zip(map(id, whole), await score_steps(self.scorer, [step.partial for step in whole]), strict=True))
-        return [self._node(parent, step, scores.get(id(step), [])) for step in steps]
+        return [self._node(parent, step, scores.get(id(step), []), action) for step in steps]
 
-    def _node(self, parent: Node, step: Continuation, scores: Sequence[float]) -> Node:
+    def _node(self, parent: Node, step: Continuation, scores: Sequence[float], action: str) -> Node:
         return Node(
             step.partial,
             prior=step.prior,
             value=solution_value(scores, self.config.node_value) if scores else 0.0,
             scores=tuple(scores),
+            given=len(step.lead),
             logprobs=step.logprobs,
             versions=step.versions,
+            action=action,
             terminal=step.end == "solution",
             parent=parent,
         )
@@ -204,8 +207,15 @@ def search_method(name: str, options: type[Section], *, answers: AnswersBy = "vo
 
 
 async def run_search(search: Search[Any], method: Method) -> SearchResult:
-    """Search, and choose an answer. Raises ``ScoringError`` where the scorer's values do not fit, ``RequestAborted`` from the engine."""
-    await method.run(search)
+    """Search, and choose an answer. Raises ``ScoringError`` where the scorer's values do not fit, ``RequestAborted`` from the engine.
+
+    A search whose scorer gave a solution up is a result with a ``failure``: without its value the others' mean nothing.
+    """
+    try:
+        await method.run(search)
+    except ScorerGaveUp as error:
+        cost, found = search.meter.cost, tuple(search.found)
+        return SearchResult(solutions=found, choice=None, unfinished=None, cost=cost, ended="failed", root=search.root, failure=error)
     choice = None
     if search.found:
         await search.group()

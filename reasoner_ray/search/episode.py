@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasoner_ray.data.tasks import Item, stable_hash
+from reasoner_ray.errors import ScorerGaveUp
 from reasoner_ray.rollout.engine import Sampling
 from reasoner_ray.rollout.episodes import EpisodeContext, register_episode
 from reasoner_ray.scoring.step_scorers import StepScorerContext
@@ -21,7 +22,7 @@ from reasoner_ray.search.cost import Meter
 from reasoner_ray.search.methods import get_method, make_step_scorer
 from reasoner_ray.search.policy import StepPolicy
 from reasoner_ray.search.tree import Node, to_json
-from reasoner_ray.steps import Partial, decode_piece
+from reasoner_ray.steps import Partial, decode_piece, read_cut
 from reasoner_ray.trajectory import Status, Trajectory
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ async def search_episode(context: EpisodeContext, item: Item) -> list[Trajectory
 
 
 async def _chosen_path(context: EpisodeContext, item: Item, sample: int, search: Search[Any], result: SearchResult) -> Trajectory:
+    if result.failure is not None:
+        return _failed(context, item, sample, result.failure, search)
     node = result.chosen
     if node is None:
         (plain,) = await search.policy.complete(search.root.partial, 1)
@@ -68,6 +71,8 @@ async def search_solutions(context: EpisodeContext, item: Item) -> list[Trajecto
     if search.config.save_trees:
         text = lambda partial, start: decode_piece(search.policy.tokenizer, partial.tokens, start, len(partial.tokens))  # noqa: E731
         summary["tree"] = to_json(result.root, result.chosen, text, item=item.id, method=search.config.method, answer=result.answer)
+    if result.failure is not None:
+        return [_failed(context, item, 0, result.failure, search, search=summary, solution=None)]
     if result.choice is None:
         node = result.unfinished or search.root
         return [as_trajectory(context, item, 0, node, search=summary, solution=None)]
@@ -76,6 +81,13 @@ async def search_solutions(context: EpisodeContext, item: Item) -> list[Trajecto
         as_trajectory(context, item, i, solution.node, solution=_about(solution, times), **({} if i else {"search": summary}))
         for i, (solution, times) in enumerate(ways)
     ]
+
+
+def _failed(context: EpisodeContext, item: Item, sample: int, failure: ScorerGaveUp, of: Search[Any], **info: Any) -> Trajectory:
+    """A search whose scorer gave up, as a status that says why: never trained on, never a wrong answer."""
+    builder = context.builder(sample, item)
+    builder.add_env(of.prompt)
+    return builder.build(Status.FAILED, text="", error=str(failure), error_type=failure.error_type, **info)
 
 
 def make_search(context: EpisodeContext, prompt: list[int], name: str) -> Search[Any]:
@@ -94,7 +106,7 @@ def make_search(context: EpisodeContext, prompt: list[int], name: str) -> Search
             top_k=config.top_k,
             stop=context.sampling.stop,
         ),
-        separator=config.separator,
+        separator=read_cut(config.separator),
         step_tokens=config.step_tokens,
         max_context=context.max_context,
         order=name,
@@ -118,17 +130,24 @@ def make_search(context: EpisodeContext, prompt: list[int], name: str) -> Search
 
 
 def as_trajectory(context: EpisodeContext, item: Item, sample: int, node: Node, **info: Any) -> Trajectory:
-    """The way from the root to ``node``; each step is a span, so that a step is an action."""
+    """The way from the root to ``node``; each step is a span, so that a step is an action.
+
+    What the search wrote at the beginning of a step is the environment's, as an observation is.
+    """
     builder = context.builder(sample, item)
     partial: Partial = node.partial
     logprobs = [logprob for step in node.path for logprob in step.logprobs]
     versions = [version for step in node.path for version in step.versions]
+    given = {len(n.partial.tokens) - len(n.own_tokens): n.given for n in node.path if n.given}  # by the place where they begin
     builder.add_env(partial.prompt)
-    begin = 0
+    at, place = 0, partial.start
     for number, step in enumerate(partial.steps):
-        end = begin + len(step)
-        builder.add_model(step, logprobs[begin:end], versions[begin:end], step=number)
-        begin = end
+        written = given.get(place, 0)
+        if written:
+            builder.add_env(step[:written])
+        sampled = len(step) - written
+        builder.add_model(step[written:], logprobs[at : at + sampled], versions[at : at + sampled], step=number)
+        at, place = at + sampled, place + len(step)
     text = context.decode(partial.solution)
     return builder.build(Status.FINISHED if node.terminal else Status.TRUNCATED, text=text, **info)
 

@@ -10,6 +10,7 @@ from reasoner_ray.scoring.step_scorers import STEP_SCORERS, StepScorer, StepScor
 from reasoner_ray.search import beam, gumbel, mcts, rstar, sampling  # noqa: F401 - each registers its methods
 from reasoner_ray.search.core import SEARCHES, Method
 from reasoner_ray.search.settings import SearchConfig
+from reasoner_ray.steps import cut_problems
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -29,11 +30,10 @@ def make_step_scorer(config: SearchConfig, context: StepScorerContext) -> StepSc
 
 def search_problems(job: JobConfig) -> list[str]:
     """What cannot work of a job's ``search`` section, each as one sentence. Raises ``ConfigError`` for names that are unknown."""
-    config, problems = job.search, []
+    config = job.search
+    problems = cut_problems("search.separator", config.separator)
     get_method(config)
     check_arguments(STEP_SCORERS.get(config.scorer.name), config.scorer.args, "search.scorer.args", reserved=("context",))
-    if config.separator == "" or (isinstance(config.separator, int) and config.separator < 1):
-        problems.append("search.separator: must be a text that ends a step, or the number of tokens of each step")
     if job.rollout.episode == "search" and (config.top_p < 1 or config.top_k > 0):
         problems.append(
             "search.top_p/top_k: truncated sampling puts a constant bias into every importance ratio; with rollout.episode=search take "

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 from reasoner_ray.search.cost import Cost
-from reasoner_ray.steps import Partial, decode_piece, only_special, segment
+from reasoner_ray.steps import Cut, Partial, decode_piece, only_special, segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ class Continuation:
     """L tokens that the policy added to a partial solution."""
 
     partial: Partial  # the solution with them
+    lead: tuple[int, ...] = ()  # what was written for the policy before them; also in ``partial``
     tokens: tuple[int, ...]  # [L]
     logprobs: tuple[float, ...]  # [L], nats, of the distribution sampled from
     versions: tuple[int, ...]  # [L], policy version that sampled each token
@@ -47,7 +48,7 @@ class StepPolicy:
         tokenizer: PreTrainedTokenizerBase,
         *,
         sampling: Sampling,
-        separator: str | int,
+        separator: Cut,
         step_tokens: int,
         max_context: int,
         cost: Cost | None = None,
@@ -56,8 +57,9 @@ class StepPolicy:
     ) -> None:
         """``sampling`` is of a whole solution: the tokens it may have, and the strings that end it.
 
-        A step ends with ``separator`` (see ``steps.segment``); one that has not within ``step_tokens`` is cut. ``order`` is the
-        order of its requests in the engine, ``on_request`` is called before each.
+        A step ends with ``separator`` (see ``steps.segment``); one that has not within ``step_tokens`` is cut. Where a function
+        cuts the text, so many tokens are sampled, and those behind the step's end are discarded. ``order`` is the order of its
+        requests in the engine, ``on_request`` is called before each.
         """
         self.tokenizer = tokenizer
         self.sampling = sampling
@@ -68,16 +70,18 @@ class StepPolicy:
         self._step_tokens = separator if isinstance(separator, int) else step_tokens
         self._max_context = max_context
 
-    async def steps(self, partial: Partial, n: int, *, temperature: float | None = None) -> list[Continuation]:
+    async def steps(self, partial: Partial, n: int, *, lead: Sequence[int] = (), temperature: float | None = None) -> list[Continuation]:
         """Up to ``n`` next steps, different from each other, likeliest first, with priors that add up to 1.
 
-        Steps that a limit cut are left out and counted (``cost.cut``), so there may be none.
+        Each begins with the tokens ``lead``, which the policy finds written. Steps that a limit cut are left out and counted
+        (``cost.cut``), so there may be none.
         """
         stop = (self.separator,) if isinstance(self.separator, str) else ()
-        generations = await self._sample(partial, n, min(self._step_tokens, self._room(partial)), stop, temperature)
+        room = min(self._step_tokens, self._room(partial) - len(lead))
+        generations = await self._sample((*partial.tokens, *lead), n, room, stop, temperature)
         kept: dict[tuple[int, ...], Continuation] = {}
         for generation in generations:
-            step = self._as_step(partial, generation)
+            step = self._as_step(partial, tuple(lead), generation)
             if step.end == "cut" or step.tokens in kept:
                 self.cost.discarded += len(step.tokens)
                 self.cost.cut += step.end == "cut"
@@ -88,19 +92,36 @@ class StepPolicy:
         steps = [replace(step, prior=step.likelihood / total) for step in kept.values()]
         return sorted(steps, key=lambda step: -step.prior)
 
-    async def complete(self, partial: Partial, n: int, *, temperature: float | None = None) -> list[Continuation]:
+    async def complete(self, partial: Partial, n: int, *, lead: Sequence[int] = (), temperature: float | None = None) -> list[Continuation]:
         """``n`` whole continuations; one whose ``end`` is ``cut`` did not come to an end within the limit, and is counted."""
-        found = []
-        for generation in await self._sample(partial, n, self._room(partial), (), temperature):
-            tokens = (*partial.tokens, *generation.tokens)
-            ends = segment(tokens, self.tokenizer, self.separator, len(partial.tokens))
-            joined = bool(partial.ends) and only_special(generation.tokens, self.tokenizer)
-            whole = Partial(tokens, (*(partial.ends[:-1] if joined else partial.ends), *ends), partial.start)
+        found, begin = [], len(partial.tokens) + len(lead)
+        for generation in await self._sample((*partial.tokens, *lead), n, self._room(partial) - len(lead), (), temperature):
+            tokens = (*partial.tokens, *lead, *generation.tokens)
+            joined = bool(partial.ends) and not lead and only_special(generation.tokens, self.tokenizer)
+            before = partial.ends[:-1] if joined else partial.ends
+            whole = Partial(tokens, (*before, *self._new_ends(tokens, partial.start, begin)), partial.start)
             cut = generation.finish_reason == "length"
             self.cost.cut += cut
-            found.append(_continuation(whole, generation, "cut" if cut else "solution"))
+            found.append(_continuation(whole, tuple(lead), generation, "cut" if cut else "solution"))
             self._remember(partial, found[-1], temperature)
         return found
+
+    def reopened(self, step: Continuation) -> Continuation | None:
+        """A step that ends its solution without the end-of-text that does, so that more can follow; None where that is not possible."""
+        if step.end != "solution":
+            return step
+        kept = len(step.tokens)
+        while kept and only_special(step.tokens[kept - 1 : kept], self.tokenizer):
+            kept -= 1
+        dropped = len(step.tokens) - kept
+        if not kept or not dropped:  # nothing was said, or a text ended it, which would end all that follows
+            return None
+        self.cost.discarded += dropped
+        tokens = step.partial.tokens[:-dropped]
+        partial = Partial(tokens, (*step.partial.ends[:-1], len(tokens)), step.partial.start)
+        return replace(
+            step, partial=partial, tokens=step.tokens[:kept], logprobs=step.logprobs[:kept], versions=step.versions[:kept], end="step"
+        )
 
     def text(self, partial: Partial) -> str:
         """The solution's text, special tokens left out, as scorers of answers read it."""
@@ -110,7 +131,15 @@ class StepPolicy:
         """Tokens that the solution may still grow by."""
         return min(self.sampling.max_new_tokens - len(partial.solution), self._max_context - len(partial.tokens))
 
-    async def _sample(self, partial: Partial, n: int, limit: int, stop: tuple[str, ...], temperature: float | None) -> Sequence[Generation]:
+    def _new_ends(self, tokens: tuple[int, ...], start: int, begin: int) -> list[int]:
+        """Where the steps of the solution ``tokens[start:]`` end that were written from ``begin`` on; a structure sees the whole text."""
+        if callable(self.separator):
+            return [end for end in segment(tokens, self.tokenizer, self.separator, start) if end > begin]
+        return segment(tokens, self.tokenizer, self.separator, begin)
+
+    async def _sample(
+        self, prompt: tuple[int, ...], n: int, limit: int, stop: tuple[str, ...], temperature: float | None
+    ) -> Sequence[Generation]:
         if limit < 1:  # as if the sequences had been cut at once
             self.cost.cut += n
             return []
@@ -119,35 +148,44 @@ class StepPolicy:
             sampling = replace(sampling, temperature=temperature)
         self._on_request()
         # A request each: vLLM makes the same of n sequences, but then does not tell what each found in the cache.
-        answers = await asyncio.gather(*(self._engine.generate(partial.tokens, sampling, order=self._order) for _ in range(n)))
+        answers = await asyncio.gather(*(self._engine.generate(prompt, sampling, order=self._order) for _ in range(n)))
         generations = [generation for answer in answers for generation in answer]
         for generation in generations:
             self.cost.requests += 1
             self.cost.generated += len(generation.tokens)
-            self.cost.prompt += len(partial.tokens)
+            self.cost.prompt += len(prompt)
             self.cost.prompt_cached += generation.cached or 0
         return generations
 
-    def _as_step(self, partial: Partial, generation: Generation) -> Continuation:
-        joined = bool(partial.ends) and only_special(generation.tokens, self.tokenizer)
-        return _continuation(partial.then(generation.tokens, joined=joined), generation, self._end_of(partial, generation))
+    def _as_step(self, partial: Partial, lead: tuple[int, ...], generation: Generation) -> Continuation:
+        generation, end = self._first_step(partial.start, (*partial.tokens, *lead), generation)
+        joined = bool(partial.ends) and not lead and only_special(generation.tokens, self.tokenizer)
+        return _continuation(partial.then((*lead, *generation.tokens), joined=joined), lead, generation, end)
 
-    def _end_of(self, partial: Partial, generation: Generation) -> End:
+    def _first_step(self, start: int, before: tuple[int, ...], generation: Generation) -> tuple[Generation, End]:
+        """What of a generation is the next step, and how that ends: by a structure it may end before all that was sampled."""
+        tokens = (*before, *generation.tokens)
+        if callable(self.separator):
+            kept = min(self._new_ends(tokens, start, len(before)), default=len(tokens)) - len(before)
+            if kept < len(generation.tokens):
+                self.cost.discarded += len(generation.tokens) - kept
+                return _shortened(generation, kept), "step"
         if generation.finish_reason == "length":
-            return "step" if len(generation.tokens) == self.separator else "cut"
-        tokens = (*partial.tokens, *generation.tokens)
-        solution = decode_piece(self.tokenizer, tokens, partial.start, len(tokens))
-        if only_special(tokens[-1:], self.tokenizer) or any(stop in solution for stop in self.sampling.stop):
-            return "solution"
-        closed = isinstance(self.separator, str) and self.separator in decode_piece(
-            self.tokenizer, tokens, len(partial.tokens), len(tokens)
-        )
-        return "step" if closed else "solution"
+            return generation, "step" if len(generation.tokens) == self.separator else "cut"
+        known, solution = (decode_piece(self.tokenizer, tokens, start, end) for end in (len(before), len(tokens)))
+        # What the search wrote itself may hold a stop string; one that the policy completed ends with its own text.
+        stopped = any(solution.find(stop, max(0, len(known) - len(stop) + 1)) >= 0 for stop in self.sampling.stop)
+        if stopped or only_special(tokens[-1:], self.tokenizer):
+            return generation, "solution"
+        closed = isinstance(self.separator, str) and self.separator in decode_piece(self.tokenizer, tokens, len(before), len(tokens))
+        return generation, "step" if closed else "solution"
 
     def _remember(self, before: Partial, after: Continuation, temperature: float | None) -> None:
         """Keep what the likelihood of each new step is, where the sampling distribution is the model's own."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
         if sampling.temperature not in (0.0, 1.0) or sampling.top_p < 1 or sampling.top_k or sampling.min_p:
+            return
+        if after.lead:  # nobody knows the log-probs of what was written for the policy
             return
         start = len(before.tokens)
         for end, step in zip(after.partial.ends, after.partial.steps, strict=True):
@@ -158,9 +196,15 @@ class StepPolicy:
                 self.known_logprobs[after.partial.tokens[:end]] = (known + sum(new)) / len(step)
 
 
-def _continuation(partial: Partial, generation: Generation, end: End) -> Continuation:
+def _shortened(generation: Generation, kept: int) -> Generation:
+    """Its first ``kept`` tokens."""
+    return replace(generation, tokens=generation.tokens[:kept], logprobs=generation.logprobs[:kept], versions=generation.versions[:kept])
+
+
+def _continuation(partial: Partial, lead: tuple[int, ...], generation: Generation, end: End) -> Continuation:
     return Continuation(
         partial=partial,
+        lead=lead,
         tokens=tuple(generation.tokens),
         logprobs=tuple(generation.logprobs),
         versions=tuple(generation.versions),

@@ -28,13 +28,17 @@ RESULTS_FILE = "results.jsonl"
 COSTS = ("generated", "discarded", "prompt", "prompt_computed", "scorer", "requests", "cut", "seconds")
 
 
-def make_record(index: int, item: Item, trajectories: Sequence[Trajectory], rewards: Sequence[float]) -> dict[str, Any]:
+def make_record(
+    index: int, item: Item, trajectories: Sequence[Trajectory], rewards: Sequence[float], *, tokens: bool = False
+) -> dict[str, Any]:
     """The line of one item: what ``search_solutions`` returned for it, judged by the job's scorers only now.
 
-    ``correct`` is the chosen solution's reward, None where it could not be judged; each solution has its own.
+    ``correct`` is the chosen solution's reward, None where it could not be judged; each solution has its own, and with ``tokens`` a
+    ``path``: its tokens, the prompt's among them, and the ends of its steps, as records of supervised training have them.
     """
     solutions = [
         {**t.info["solution"], "text": t.info["text"], "tokens": t.trainable_tokens, "correct": _number(reward)}
+        | ({"path": _path(t)} if tokens else {})
         for t, reward in zip(trajectories, rewards, strict=True)
         if t.info["solution"] is not None
     ]
@@ -42,6 +46,12 @@ def make_record(index: int, item: Item, trajectories: Sequence[Trajectory], rewa
     first = trajectories[0]
     problem = None if first.status.is_trainable else str(first.info.get("error", first.status))
     return {"index": index, "id": item.id, "correct": _number(rewards[0]), "problem": problem, **about, "solutions": solutions}
+
+
+def _path(trajectory: Trajectory) -> dict[str, Any]:
+    steps = [span for span in trajectory.spans if span.kind == "model"]
+    prompt = trajectory.spans[0]  # later ones that are not the policy's are what the search wrote at the beginning of a step
+    return {"tokens": trajectory.tokens.tolist(), "start": prompt.end, "ends": [span.end for span in steps]}
 
 
 def _number(value: float) -> float | None:

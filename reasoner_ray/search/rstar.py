@@ -1,38 +1,94 @@
-"""rStar (arXiv 2408.06195): a tree of the policy's own steps, and a check that another go at half of a solution agrees with it."""
+"""rStar (arXiv 2408.06195): a tree of five human-like actions, and a check that another go at half of a solution agrees with it.
+
+A prompt is not an instruction in a context of its own: it is the beginning of a step, which the policy then goes on writing. So a
+node is a partial solution as in every other search, and a model that pays no heed to a prompt has written a step all the same.
+
+    action            what is added                                           allowed after
+    step         A1   the next thought                                        all but a sub-question
+    rest         A2   the remaining thoughts; of several the likeliest of     all but a sub-question
+                      those that give the most frequent answer
+    subquestion  A3   a sub-question, whose ``answer`` is a child of it       the question, its rephrasing, an answer
+    again        A4   another answer to the sub-question, by another prompt   a sub-question
+    rephrase     A5   the question in other words                             the question
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reasoner_ray.search.core import Search, Solution, search_method
 from reasoner_ray.search.tree import Node, backup, uct_score
 from reasoner_ray.section import Section
+
+Action = Literal["step", "rest", "subquestion", "again", "rephrase"]
+_THINK: tuple[str, ...] = ("step", "rest")
+_FOLLOWS: dict[str, tuple[str, ...]] = {
+    "": (*_THINK, "subquestion", "rephrase"),  # the question itself
+    "rephrase": (*_THINK, "subquestion"),
+    "step": _THINK,
+    "subquestion": ("answer", "again"),
+    "answer": (*_THINK, "subquestion"),
+    "again": (*_THINK, "subquestion"),
+}
+
+
+class RstarPrompts(Section):
+    """How the steps of each action begin; an empty text leaves the beginning to the policy. Each stands on a line of its own."""
+
+    step: str = ""
+    rest: str = ""
+    subquestion: str = "Sub-question:"
+    answer: str = "Answer to the sub-question:"
+    again: str = "The sub-question answered anew, step by step:"
+    rephrase: str = "The question in other words:"
 
 
 class RstarOptions(Section):
     """Settings of rStar."""
 
     rollouts: int = Field(16, ge=1, description="ways gone from the root to a solution")
-    width: int = Field(3, ge=1, description="next steps sampled from each partial solution")
-    direct: int = Field(8, ge=0, description="direct completions sampled from each, of which the most frequent answer is a child; 0: none")
+    actions: tuple[Action, ...] = Field(
+        ("step", "rest", "subquestion", "again", "rephrase"), description="those of the five that are taken; see the prompts"
+    )
+    prompts: RstarPrompts = RstarPrompts()
+    width: int = Field(3, ge=1, description="step: next steps sampled from each partial solution")
+    direct: int = Field(8, ge=0, description="rest: completions sampled, of which the most frequent answer is a child; 0: none")
+    subquestions: int = Field(3, ge=1, description="subquestion: sampled at once")
+    again: int = Field(1, ge=1, description="again: answers beside the first one to each sub-question")
+    rephrased: int = Field(1, ge=1, description="rephrase: wordings of the question")
     weight: float = Field(2.0, ge=0, description="of exploration in UCT")
     reward: Literal["agreement", "scorer"] = Field("agreement", description="of a solution: share of the others that agree, or its value")
     checks: int = Field(2, ge=0, description="completions that must agree with a solution; 0: no check")
     mask: tuple[float, float] = Field((0.2, 0.8), description="share of the steps that a check keeps, drawn between these")
 
+    @field_validator("actions")
+    @classmethod
+    def _leads_to_an_end(cls, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+        if not {"step", "rest"} & {*actions}:
+            raise ValueError("no action ends a solution: take step or rest as well")
+        if "again" in actions and "subquestion" not in actions:
+            raise ValueError("again answers a sub-question anew: take subquestion as well")
+        return actions
+
+    def width_of(self, action: str) -> int:
+        """How many nodes (of ``rest``: samples) an action makes at once."""
+        widths = {"step": self.width, "rest": self.direct, "subquestion": self.subquestions, "answer": 1}
+        return widths.get(action, self.again if action == "again" else self.rephrased)
+
 
 @search_method("rstar", RstarOptions)
 async def rstar(search: Search[RstarOptions]) -> None:
-    """UCT over one-step thoughts and direct answers; a solution counts reward times mutual consistency.
+    """UCT over five actions (thoughts, sub-questions, rephrasing); a solution counts reward times mutual consistency.
 
-    Two of rStar's five actions, those that need no prompts of their own. The check hides the end of a solution and has it completed;
-    here by the policy itself, where the paper takes a second model. Needs no trained scorer; costs many samples.
+    The check hides the end of a solution and has it completed; here by the policy itself, where the paper takes a second model.
+    Needs no trained scorer; costs many samples. ``actions: [step, rest]`` needs no prompts, for policies that know one form alone.
     """
     options = search.options
     search.scored = options.reward == "scorer"
@@ -63,20 +119,46 @@ async def _descend(search: Search[RstarOptions]) -> Node:
 
 
 async def _expand(search: Search[RstarOptions], node: Node) -> None:
-    """Next steps, and the direct answer that most completions give, worth the share of them."""
-    steps = await search.next_steps(node, search.options.width)
-    direct = [] if search.spent or not search.options.direct else await _direct_answer(search, node)
-    search.adopt(node, steps + direct)
+    """A child or more for each action that may follow; without any the node is dead."""
+    taken = {*search.options.actions, "answer"}
+    found = await asyncio.gather(*(_take(search, node, action) for action in _FOLLOWS[node.action] if action in taken))
+    search.adopt(node, [child for children in found for child in children])
 
 
-async def _direct_answer(search: Search[RstarOptions], node: Node) -> list[Node]:
-    whole = [c for c in await search.policy.complete(node.partial, search.options.direct) if c.end == "solution"]
-    answers = [search.read_answer(search.policy.text(c.partial)) for c in whole]
-    if not any(answers):
+async def _take(search: Search[RstarOptions], node: Node, action: str) -> Sequence[Node]:
+    """The nodes that an action leads to."""
+    width, lead = search.options.width_of(action), _lead(search, node, action)
+    if action == "rest":
+        return await _direct_answer(search, node, width, lead) if width else []
+    if node.depth >= search.config.depth:
         return []
-    (answer, number), *_ = Counter(a for a in answers if a).most_common(1)
-    best = max((c for c, a in zip(whole, answers, strict=True) if a == answer), key=lambda c: c.likelihood)
-    return await search.attach(node, [replace(best, prior=number / len(answers))])
+    steps = await search.policy.steps(node.partial, width, lead=lead)
+    if action in ("subquestion", "rephrase"):  # they answer nothing, so they end no solution
+        steps = [step for step in map(search.policy.reopened, steps) if step is not None]
+    return await search.attach(node, steps, action)
+
+
+def _lead(search: Search[RstarOptions], node: Node, action: str) -> list[int]:
+    """Token ids of an action's prompt, on a new line."""
+    prompt = getattr(search.options.prompts, action)
+    if not prompt:
+        return []
+    tokenizer = search.policy.tokenizer
+    before = str(tokenizer.decode(list(node.partial.tokens[-4:]), skip_special_tokens=True))
+    text = prompt if not before or before.endswith("\n") else f"\n{prompt}"
+    return [int(t) for t in tokenizer.encode(text, add_special_tokens=False)]
+
+
+async def _direct_answer(search: Search[RstarOptions], node: Node, samples: int, lead: list[int]) -> list[Node]:
+    """The likeliest of the completions that give the most frequent answer, worth the share of them."""
+    whole = [c for c in await search.policy.complete(node.partial, samples, lead=lead) if c.end == "solution"]
+    answers = {i: answer for i, c in enumerate(whole) if (answer := search.read_answer(search.policy.text(c.partial)))}
+    if not answers:
+        return []
+    groups = dict(zip(answers, await asyncio.to_thread(search.group_answers, list(answers.values())), strict=True))
+    (group, number), *_ = Counter(groups.values()).most_common(1)
+    best = max((whole[i] for i, g in groups.items() if g == group), key=lambda c: c.likelihood)
+    return await search.attach(node, [replace(best, prior=number / len(whole))], "rest")
 
 
 async def _reward(search: Search[RstarOptions], leaf: Node) -> float:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
-import yaml
 
-from reasoner_ray.config import JobConfig, to_yaml
+from reasoner_ray.config import JobConfig, load_config, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import ConfigError, DataError
 from reasoner_ray.progress import show_progress
@@ -30,7 +29,7 @@ from reasoner_ray.trainer.parts import GroupResult
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NOT_THE_SEARCH = ("name", "out", "kind", "algorithm", "learner", "sync", "trainer", "tracking", "cluster", "labels", "supervised")
+NOT_THE_SEARCH = ("name", "out", "kind", "algorithm", "learner", "sync", "trainer", "tracking", "cluster", "labels", "supervised", "rounds")
 """Sections that may differ where a search goes on."""
 FOLDER = "search"
 """Where a run's folder holds its search."""
@@ -63,9 +62,10 @@ class SearchRun:
         *,
         in_flight: int,
         trees: Path | None = None,
+        tokens: bool = False,
         on_result: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
-        self._rollouts, self._scorers, self._file = rollouts, scorers, file
+        self._rollouts, self._scorers, self._file, self._tokens = rollouts, scorers, file, tokens
         self._slots = asyncio.Semaphore(in_flight)
         self._trees, self._on_result = trees, on_result
 
@@ -85,7 +85,7 @@ class SearchRun:
         async with self._slots:
             result = await self._rollouts.finish(self._rollouts.submit(item, f"search-{item.id}", 1))
             trajectories, summary = await self._scorers.fetch(await self._scorers.score(result, item))
-        record = make_record(index, item, trajectories, summary["rewards"])
+        record = make_record(index, item, trajectories, summary["rewards"], tokens=self._tokens)
         tree = trajectories[0].info["search"].get("tree")
         if self._trees is not None and tree is not None:
             self._trees.mkdir(exist_ok=True)
@@ -135,7 +135,8 @@ async def _search(
         await pool.assume_synced(version=0)
         in_flight = config.rollout.workers * config.rollout.max_groups_per_worker
         trees = file.path.parent / "trees" if config.search.save_trees else None
-        await SearchRun(pool, scorers, file, in_flight=in_flight, trees=trees, on_result=on_result).run(items)
+        tokens = config.search.save_tokens
+        await SearchRun(pool, scorers, file, in_flight=in_flight, trees=trees, tokens=tokens, on_result=on_result).run(items)
     finally:
         await asyncio.gather(pool.stop(), scorers.stop())
 
@@ -186,8 +187,8 @@ def prepare_folder(config: JobConfig, if_exists: IfExists) -> Path:
     if folder.exists():
         if if_exists != "resume":
             raise ConfigError(f"{folder} exists. Go on with --resume, replace it with --overwrite, or set another name=...")
-        before = yaml.safe_load(settings.read_text()) if settings.is_file() else {}
-        now = yaml.safe_load(to_yaml(config))
+        before = load_config(settings).model_dump(mode="json") if settings.is_file() else {}
+        now = config.model_dump(mode="json")
         for tree in (before, now):
             for key in ("items", "save_trees"):
                 tree.get("search", {}).pop(key, None)

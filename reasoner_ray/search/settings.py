@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reasoner_ray.section import Section
+from reasoner_ray.steps import CutSetting
 
 StepsAs = Literal["last", "min", "mean", "product"]
 AnswersBy = Literal["vote", "max", "majority"]
@@ -42,7 +43,9 @@ class SearchConfig(Section):
 
     method: str = Field("best_of_n", description="see `reasoner search --list`, or module:function of your own")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's own; each left out takes its vetted default")
-    separator: str | int = Field("\n", description="text that ends a step, or the number of tokens of each step")
+    separator: CutSetting = Field(
+        "\n", description="text that ends a step, or the number of tokens of each, or {before: REGEX} or {function: module:function}"
+    )
     step_tokens: int = Field(64, ge=1, description="tokens within which a step must end")
     depth: int = Field(32, ge=1, description="steps a solution may have")
     temperature: float = Field(1.0, gt=0)
@@ -63,3 +66,6 @@ class SearchConfig(Section):
     split: Literal["held_out", "train"] = Field("held_out", description="the items `reasoner search` works on")
     items: int = Field(128, ge=1, description="the first so many of them")
     save_trees: bool = Field(False, description="write the trees of tree searches to RUN/trees/")
+    save_tokens: bool = Field(
+        False, description="each solution in results.jsonl has its tokens and the ends of its steps, to be learnt from"
+    )

@@ -23,8 +23,10 @@ class Node:
     prior: float = 1.0  # P, a share among its siblings
     value: float = 0.0  # v0, what the scorer says of it
     scores: tuple[float, ...] = ()  # the scorer's values of all its steps
-    logprobs: tuple[float, ...] = ()  # of its own tokens, nats
-    versions: tuple[int, ...] = ()  # policy versions of its own tokens
+    given: int = 0  # of its own tokens the first ones, which the search wrote and not the policy
+    logprobs: tuple[float, ...] = ()  # of its other own tokens, nats
+    versions: tuple[int, ...] = ()  # policy versions of these
+    action: str = ""  # the kind of step, where a method has several
     terminal: bool = False  # the policy ended the solution here
     parent: Node | None = field(default=None, repr=False)
     children: list[Node] | None = field(default=None, repr=False)  # None: not expanded
@@ -129,6 +131,8 @@ def _node_json(root: Node, text: Callable[[Partial, int], str]) -> dict[str, Any
             "prior": node.prior,
             "value": node.value,
             "scores": list(node.scores),
+            "given": node.given,
+            "action": node.action,
             "logprobs": list(node.logprobs),
             "versions": list(node.versions),
             "terminal": node.terminal,
@@ -176,6 +180,8 @@ def _node(plain: dict[str, Any], partial: Partial, parent: Node | None) -> Node:
         prior=float(plain["prior"]),
         value=float(plain["value"]),
         scores=tuple(plain["scores"]),
+        given=int(plain.get("given", 0)),  # trees that were written before have neither
+        action=str(plain.get("action", "")),
         logprobs=tuple(plain["logprobs"]),
         versions=tuple(plain["versions"]),
         terminal=bool(plain["terminal"]),

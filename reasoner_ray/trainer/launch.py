@@ -63,6 +63,18 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
+    if config.kind == "rounds":
+        from reasoner_ray.rounds.run import train as train_in_rounds
+
+        return train_in_rounds(config, if_exists)
+    if config.kind == "mat":
+        from reasoner_ray.agents.mat.launch import train as train_team
+
+        return train_team(config, if_exists)
+    if config.kind == "agdc":
+        from reasoner_ray.agents.agdc.launch import train as train_search
+
+        return train_search(config, if_exists)
     if config.kind != "rl":
         from reasoner_ray.trainer.supervised import train as train_supervised
 
@@ -88,8 +100,16 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
 def evaluate(config: JobConfig) -> dict[str, float]:
     """Greedy answers of ``config.model`` on the task's held-out prompts; of kind prm and value the model's scores of steps.
 
-    Raises ``ReasonerError`` with what to do.
+    Of kind mat: episodes of a team; of kind agdc: searches. Raises ``ReasonerError`` with what to do.
     """
+    if config.kind == "mat":
+        from reasoner_ray.agents.mat.launch import evaluate as evaluate_team
+
+        return evaluate_team(config)
+    if config.kind == "agdc":
+        from reasoner_ray.agents.agdc.launch import evaluate as evaluate_search
+
+        return evaluate_search(config)
     if config.kind in ("prm", "value"):
         from reasoner_ray.prm.evaluate import evaluate as evaluate_steps
 

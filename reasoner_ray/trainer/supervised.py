@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +16,15 @@ import ray
 import torch
 
 from reasoner_ray.data.tasks import DataOrder, Item, get_task
-from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, LearnerLost
+from reasoner_ray.errors import CheckpointError, ConfigError, DataError
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.learner.predict import predict_stored
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, read_config, resolve_model
 from reasoner_ray.prm.examples import Example, read_examples, split
 from reasoner_ray.prm.metrics import step_metrics, value_metrics
 from reasoner_ray.trainer import launch
-from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state, write_checkpoint, write_model
+from reasoner_ray.trainer.checkpoint import check_resumable, read_driver_state
+from reasoner_ray.trainer.stepwise import StepDriver
 from reasoner_ray.trainer.tracking import Tracker
 from reasoner_ray.trajectory import Trajectory, flatten
 
@@ -90,10 +90,10 @@ def _check_tokens(examples: Sequence[Example], vocabulary: int) -> None:
 
 
 def kind_of(config: JobConfig) -> Kind:
-    """The job's supervised kind. Raises ``ConfigError`` for kind rl."""
-    if config.kind == "rl":
-        raise ConfigError("kind: rl learns from rewards; supervised training is kind sft, prm or value")
-    return config.kind
+    """The job's supervised kind. Raises ``ConfigError`` for the others."""
+    if config.kind == "sft" or config.kind == "prm" or config.kind == "value":
+        return config.kind
+    raise ConfigError(f"kind: {config.kind} does not learn from records; supervised training is kind sft, prm or value")
 
 
 def with_steps(config: JobConfig, n_examples: int) -> JobConfig:
@@ -124,63 +124,19 @@ class Parts:
     store: Callable[[Any], Any] = field(default=ray.put)
 
 
-class SupervisedDriver:
-    """One run, from its start (or its newest checkpoint) to its last step."""
+class SupervisedDriver(StepDriver):
+    """Every solution once an epoch, in an order that the seed fixes."""
+
+    parts: Parts
 
     def __init__(self, config: JobConfig, parts: Parts) -> None:
-        self.config, self.parts = config, parts
-        self.step = 0
-        self.last_eval: dict[str, float] = {}
+        super().__init__(config, parts)
         self._kind = kind_of(config)
-        self._restarts = self._checkpoints_failed = 0
-        self._evaluated_at = -1
         self._held_out: list[Trajectory] = [e.trajectory(self._kind, config.supervised) for e in parts.held_out]
         self._held_out_ref: Any = None
-        self._stop = False
 
-    @property
-    def finished(self) -> bool:
-        """Every step was trained, and the result evaluated."""
-        return self.step >= self.config.trainer.steps == self._evaluated_at
-
-    def request_stop(self) -> None:
-        """Checkpoint and end after the step under way."""
-        self._stop = True
-
-    async def run(self, resume_from: Path | None = None) -> dict[str, float]:
-        """Train to the last step and return the last evaluation. Raises ``ReasonerError`` with what to do."""
-        await self.parts.learners.start()
-        if resume_from is not None:
-            await self._restore(resume_from)
-        self.parts.tracker.start(self.config.trainer.steps, self.step)
-        for reason, number in self.parts.left_out.items():
-            self.parts.tracker.event(f"{number} solutions were left out: {reason}", "warning")
-        while True:
-            try:
-                await self._train()
-                return self.last_eval
-            except LearnerLost as error:
-                self.parts.tracker.event(f"learner lost ({error}); going back to the last checkpoint", "error")
-                await self._restart_learner(error)
-
-    async def stop(self) -> None:
-        """End every actor; safe after any failure."""
-        await self.parts.learners.stop()
-
-    async def _train(self) -> None:
-        trainer = self.config.trainer
-        if self.step == 0:
-            await self._evaluate()
-        while self.step < trainer.steps and not self._stop:
-            await self._train_step()
-            if self.step < trainer.steps and trainer.checkpoint_every and self.step % trainer.checkpoint_every == 0:
-                await self._checkpoint()
-        if self.step >= trainer.steps and self._evaluated_at < self.step:
-            await self._evaluate()
-        if self.step:
-            await self._checkpoint()
-        if self.step >= trainer.steps:
-            await write_model(self.config.run_dir, self.parts.learners.export)
+    def _warnings(self) -> list[str]:
+        return [f"{number} solutions were left out: {reason}" for reason, number in self.parts.left_out.items()]
 
     async def _train_step(self) -> None:
         """Learn from the next batch, look at the result, say what came of it."""
@@ -194,8 +150,7 @@ class SupervisedDriver:
         metrics = {key: value for key, value in learned.items() if not key.startswith("mismatch/")}  # nothing was rolled out
         seen = min(self.step * self.config.supervised.batch, self._places)
         metrics |= {"train/epoch": seen / len(self.parts.order), "time/step_s": time.perf_counter() - began}
-        faults = {"faults/learner_restarts": self._restarts, "faults/checkpoints_failed": self._checkpoints_failed}
-        self.parts.tracker.log(self.step, metrics | {name: float(n) for name, n in faults.items()})
+        self.parts.tracker.log(self.step, metrics | self._faults)
 
     @property
     def _places(self) -> int:
@@ -221,47 +176,13 @@ class SupervisedDriver:
             self.parts.tracker.eval(self.step, self.last_eval)
         self._evaluated_at = self.step
 
-    async def _checkpoint(self) -> None:
-        """Write a checkpoint; where that fails, say so, count it and go on with the one before."""
+    def _state(self) -> dict[str, Any]:
         # ``ready`` and ``running`` are the groups of a run that rolls out: there are none.
-        state = {"step": self.step, "version": self.step, "data": self.parts.order.fingerprint, "ready": {}, "running": []}
-        state |= {"restarts": self._restarts, "evaluated_at": self._evaluated_at, "last_eval": self.last_eval}
-        state["batch"] = self.config.supervised.batch
-        try:
-            keep = self.config.trainer.keep_checkpoints
-            await write_checkpoint(self.config.run_dir, self.step, state, self.parts.learners.save, keep)
-        except CheckpointError as error:
-            self._checkpoints_failed += 1
-            self.parts.tracker.event(str(error), "error")
+        state: dict[str, Any] = {"version": self.step, "data": self.parts.order.fingerprint, "ready": {}, "running": []}
+        return state | {"batch": self.config.supervised.batch}
 
-    async def _restore(self, checkpoint: Path) -> None:
-        """Go back to a checkpoint: learner, and the place in the data order."""
-        state = read_driver_state(checkpoint)
+    def _check(self, state: dict[str, Any]) -> None:
         _check_resumable(state, self.config, self.parts.order)
-        await self.parts.learners.load(checkpoint / "learner")
-        self.step, self._evaluated_at, self.last_eval = state["step"], state["evaluated_at"], state["last_eval"]
-        self._restarts = max(self._restarts, state["restarts"])
-
-    async def _restart_learner(self, error: LearnerLost) -> None:
-        """A learner rank died: begin anew from the last checkpoint. Raises ``EnvironmentProblem`` past ``learner.restart_limit`` times."""
-        while True:
-            self._restarts += 1
-            limit = self.config.learner.restart_limit
-            if self._restarts > limit:
-                raise EnvironmentProblem(
-                    f"the learner died {self._restarts} times (learner.restart_limit={limit}); the last time: {error}"
-                ) from error
-            try:
-                await self.parts.learners.restart()
-                checkpoints = list_checkpoints(self.config.run_dir)
-                self.step, self._evaluated_at = 0, -1
-                if checkpoints:
-                    await self._restore(checkpoints[-1])
-            except LearnerLost as again:
-                error = again
-                continue
-            self.parts.tracker.rewind(self.step)
-            return
 
 
 def _check_resumable(state: dict[str, Any], config: JobConfig, order: DataOrder) -> None:

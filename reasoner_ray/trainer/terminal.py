@@ -122,8 +122,10 @@ class PlainView(View):
         parts = [
             f"step {step}/{self._pace.total}",
             _labelled(metrics, "reward/mean", "reward {:.3f}") or _labelled(metrics, "learner/loss", "loss {:.4f}"),
+            _labelled(metrics, "episode/return", "return {:.3f}"),
             _labelled(metrics, "mismatch/k3", "k3 {:.1e}"),
             _labelled(metrics, "rollout/tokens_per_s", "rollout {:,.0f} tok/s") + _labelled(metrics, "idle/rollout", ", idle {:.0%}"),
+            _labelled(metrics, "rollout/steps_per_s", "{:,.0f} steps/s"),
             _labelled(metrics, "learner/tokens_per_s", "learner {:,.0f} tok/s") + _labelled(metrics, "idle/learner", ", idle {:.0%}"),
             _labelled(metrics, "staleness/mean", "stale {:.1f}"),
             _labelled(metrics, "time/step_s", "{:.1f} s"),
@@ -137,6 +139,8 @@ class PlainView(View):
         answers = _labelled(metrics, "eval/answers", " on {:.0f} held-out answers")
         failed = _labelled(metrics, "eval/failed", ", {:.0f} not scored") if metrics.get("eval/failed") else ""
         figure = _labelled(metrics, "eval/accuracy", "accuracy {:.1%}") or _labelled(metrics, "eval/loss", "loss {:.4f}")
+        figure = figure or _labelled(metrics, "eval/return", "return {:.3f}") + _labelled(metrics, "eval/return_ci95", " ± {:.3f}")
+        figure = figure or _labelled(metrics, "eval/success", "success {:.1%}") + _labelled(metrics, "eval/steps", " after {:.0f} steps")
         area = _labelled(metrics, "eval/auc", ", AUC {:.3f}")
         self._print(f"step {step}/{self._pace.total} | eval {figure}{area}{answers}{failed}")
 

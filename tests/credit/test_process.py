@@ -45,6 +45,55 @@ def test_what_the_rewards_add_up_to(lists: list[list[float]], initial: float) ->
         assert float(sums["minimum"][i]) == pytest.approx(min(each), abs=1e-4)
 
 
+def returns(rewards: torch.Tensor, gamma: float) -> float:
+    """What they are worth when the first step is chosen."""
+    return sum(gamma**t * float(r) for t, r in enumerate(rewards))
+
+
+WAYS = {
+    "short": ([0.0], [1.0]),  # potentials after each step, rewards of the world
+    "long": ([0.9, 1.0, 0.0], [0.0, 0.0, 1.2]),
+    "endless": ([0.9, 1.0, 0.9, 1.0, 0.9, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.2]),
+}
+"""A tiny decision process: from the start one step to a goal worth 1, or three to one worth 1.2, with a loop on the way."""
+
+
+def best_way(transform: Transform, gamma: float, shaped_with: float) -> str:
+    """The way of the highest discounted return, world and process rewards together."""
+
+    def worth(name: str) -> float:
+        potentials, world = (torch.tensor(x) for x in WAYS[name])
+        n = len(potentials)
+        extra = step_rewards(potentials, torch.zeros(n).long(), transform, discount=torch.full((n,), shaped_with))
+        return returns(world + extra, gamma)
+
+    return max(WAYS, key=worth)
+
+
+def test_shaping_with_the_discount_of_the_algorithm_keeps_the_optimum() -> None:
+    """At 0.9 the short way is best (1 against 0.972); raw scores and undiscounted shaping (0.972 + 0.9 + 0.09 - 0.81) change that."""
+    for gamma, best in ((0.9, "short"), (1.0, "long"), (0.95, "long")):  # at 0.95 the long way is worth 1.083
+        assert max(WAYS, key=lambda name: returns(torch.tensor(WAYS[name][1]), gamma)) == best
+        assert best_way("shaping", gamma, gamma) == best
+    assert best_way("raw", 0.9, 0.9) == "endless", "scores of steps pay for going round"
+    assert best_way("shaping", 0.9, 1.0) == "long", "and shaping without the discount pays for arriving later"
+
+
+@given(solutions, st.floats(0.5, 1, width=32), st.floats(-1, 1, width=32))
+def test_discounted_returns_of_shaping_and_difference(lists: list[list[float]], gamma: float, initial: float) -> None:
+    scores, solution = flat(lists)
+    discount = torch.full_like(scores, gamma)
+    counts = [len(each) for each in lists]
+    for each, shaped, changed in zip(
+        lists,
+        step_rewards(scores, solution, "shaping", initial=initial, discount=discount).split(counts),
+        step_rewards(scores, solution, "difference", initial=initial, discount=discount).split(counts),
+        strict=True,
+    ):
+        assert returns(shaped, gamma) == pytest.approx(-initial, abs=1e-4)
+        assert returns(changed, gamma) == pytest.approx(gamma ** (len(each) - 1) * each[-1] - initial, abs=1e-4)
+
+
 @given(solutions)
 def test_the_minimum_pays_only_where_a_new_one_appears(lists: list[list[float]]) -> None:
     rewards = step_rewards(*flat(lists), "minimum").tolist()

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoner_ray.config import TaskConfig
+from reasoner_ray.data.arithmetic import ArithmeticTask
 from reasoner_ray.data.tasks import DataOrder, Item, Task, check_lengths, get_task
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError
 from tests.conftest import make_tiny_tokenizer
@@ -144,6 +145,13 @@ def test_arithmetic_is_right_and_its_splits_are_disjoint(args: dict[str, Any], p
     operands = [{tuple(sorted(re.findall(r"\d+", i.id))) for i in split} for split in (train, held_out)]
     assert operands[0] and operands[1] and not operands[0] & operands[1]
     assert len({i.id for i in [*train, *held_out]}) == len(train) + len(held_out)
+
+
+def test_recorded_runs_keep_their_arithmetic_items() -> None:
+    """The very items, in the very order, of the recorded benchmarks."""
+    found = {seed: DataOrder(ArithmeticTask(seed=seed).train(), seed).fingerprint.rpartition(" ")[2] for seed in (0, 1)}
+    assert found == {0: "33de0ff0ef9853de", 1: "31bf9b9e9a5c6232"}
+    assert DataOrder(ArithmeticTask().held_out(), 0).fingerprint.endswith("512 items, sha256 cad294ddc253c745")
 
 
 def test_arithmetic_seeds_share_the_held_out_set_only() -> None:

@@ -119,6 +119,19 @@ def test_what_an_existing_run_means(tmp_path: Path) -> None:
     assert [f.name for f in folder.iterdir()] == ["config.yaml"]
 
 
+def test_a_run_that_is_alive_is_not_overwritten(tmp_path: Path) -> None:
+    config, folder = job(tmp_path), tmp_path / "run" / "labels"
+    _prepare(folder, config, "error")
+    with Journal(folder / "questions.jsonl", {"a": 1}) as journal:
+        journal.append({"id": "0"})
+        with pytest.raises(CheckpointError, match=r"questions\.jsonl is in use: another process is labelling"):
+            _prepare(folder, config, "overwrite")
+        journal.append({"id": "1"})
+        assert [q["id"] for q in questions(folder / "questions.jsonl")] == ["0", "1"], "nothing was taken from under it"
+    _prepare(folder, config, "overwrite")
+    assert not (folder / "questions.jsonl").exists()
+
+
 def test_items_without_an_id_of_their_own_are_refused(tmp_path: Path) -> None:
     task = Chat()
     with pytest.raises(DataError, match="no items in its held_out split"):

@@ -175,6 +175,18 @@ def test_a_budget_of_estimates_is_kept() -> None:
     assert 5 <= found.estimates <= 5 + 4, "a search under way is finished"
 
 
+def test_a_seed_whose_curve_misses_an_accuracy_is_counted() -> None:
+    """The record of benchmarks/label_cost says how many ratios it lacks."""
+    from benchmarks.label_cost import Point, compared, tokens_at
+
+    curve = [Point(100, 0.5, 1), Point(400, 0.7, 1)]
+    assert tokens_at(0.6, curve) == pytest.approx(200) and tokens_at(0.9, curve) is None
+    figures: dict[str, object] = {}
+    for accuracy in (0.6, 0.9, 0.5):
+        compared(figures, "x", tokens_at(accuracy, curve), 50)
+    assert figures == {"x": [pytest.approx(4), pytest.approx(2)], "x: seeds whose accuracy Math-Shepherd's curve does not have": 1}
+
+
 def test_a_label_too_few_is_an_error() -> None:
     with pytest.raises(ValueError, match="1 soft and 2 hard labels for 2 steps"):
         LabelledSolution(partial=rollout([1, 1], right=True).partial, soft=(1.0,), hard=(True, True), right=True)

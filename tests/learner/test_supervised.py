@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from reasoner_ray.config import JobConfig, load_config, parse_config, to_yaml
-from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, LearnerLost
+from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, LearnerLost, ModelError
 from reasoner_ray.learner.heads import has_head
 from reasoner_ray.learner.learner import Learner
 from reasoner_ray.learner.predict import predict, predict_stored
@@ -115,6 +116,30 @@ def test_every_solution_once_an_epoch(straight: SupervisedDriver) -> None:
     assert tracker.evals[0][1]["eval/auc"] == 0.5, "an untrained head ties everything"
     assert {"eval/loss", "eval/accuracy", "eval/steps"} <= straight.last_eval.keys()
     assert has_head(straight.config.run_dir / "model")
+
+
+def test_a_falling_learning_rate_goes_on_where_it_was(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Five steps by the cosine after one of warm-up, broken off and resumed in between: the rates, and the weights to the bit."""
+    settings = {"lr": 1e-3, "critic_lr": 1e-2, "torch_threads": 1, "warmup_steps": 1, "lr_schedule": "cosine"}
+    whole = driver(job(tmp_path / "a", tiny_model_dir, learner=settings), make_examples(10), [])
+    asyncio.run(whole.run())
+    broken = driver(job(tmp_path / "b", tiny_model_dir, learner=settings), make_examples(10), [], dies_at=(4,))
+    asyncio.run(broken.run())
+    trackers: list[Any] = [made.parts.tracker for made in (whole, broken)]
+    for tracker in trackers:
+        rates = [tracker.steps[step]["learner/lr"] for step in range(1, 6)]
+        assert rates == pytest.approx([1e-3 * (1.0 if u < 1 else (1 + math.cos(math.pi * (u - 1) / 4)) / 2) for u in range(5)])
+    assert broken.parts.learners.restarts == 1
+    assert all(value.equal(trained_weights(broken)[name]) for name, value in trained_weights(whole).items())
+
+
+def test_a_head_of_another_kind_is_no_beginning(straight: SupervisedDriver, tmp_path: Path) -> None:
+    """The logit of a process reward model is not a value: going on from it would mean something else."""
+    folder = straight.config.run_dir / "model"
+    value = job(tmp_path, folder, kind="value")
+    with pytest.raises(ModelError, match=r"holds a model of kind prm, and kind value would .*take kind: prm, or a model without a head"):
+        Learner(value)
+    assert Learner(job(tmp_path, folder)).engine.policy.value_head is not None, "the same kind goes on"
 
 
 def test_held_out_figures_are_those_of_the_exported_model(straight: SupervisedDriver) -> None:

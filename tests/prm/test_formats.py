@@ -135,6 +135,13 @@ def test_a_judge_says_yes_or_no(tiny_model_dir: Path, policy: Any, partial: Part
         JudgeModel(str(tiny_model_dir), str(tiny_model_dir), **SETTINGS)
 
 
+def test_braces_are_text_in_questions_steps_and_instructions(policy: Any) -> None:
+    """Only the three places are filled; LaTeX, sets and code keep theirs."""
+    said = "Write \\boxed{}, {yes} or {no}. {question} / {steps} / {number} / {number}"
+    text = policy.decode(judge_context(policy, "the set {1, 2} of {steps}?", ["x \\in {1}", "{number}"], said))
+    assert "Write \\boxed{}, {yes} or {no}. the set {1, 2} of {steps}? / Step 1: x \\in {1}\nStep 2: {number} / 2 / 2" in text
+
+
 def test_questions_in_prompts(policy: Any, partial: Partial) -> None:
     assert texts_of(partial, policy, read_pattern(SETTINGS["question"])) == (QUESTION, STEPS)
     assert texts_of(partial, policy, None)[0] == f"user: {QUESTION}\nassistant:"

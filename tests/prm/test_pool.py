@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from reasoner_ray.config import parse_config
 from reasoner_ray.errors import ConfigError, ModelError, ScoringError
 from reasoner_ray.learner.learner import Learner
+from reasoner_ray.models import fingerprint
 from reasoner_ray.prm.model import ProcessModel
-from reasoner_ray.prm.pool import Batcher, StepModelPool, StepModelSpec
+from reasoner_ray.prm.pool import Batcher, StepModelPool, StepModelSpec, shared_pool
 from reasoner_ray.scoring.step_scorers import STEP_SCORERS, StepScorerContext, score_steps
 from reasoner_ray.steps import Partial
 from tests.prm.conftest import make_examples
@@ -176,6 +179,73 @@ def test_actors_are_shared_batched_and_survive_a_kill(prm_dir: Path, tiny_model_
         await other.stop()
 
     asyncio.run(run())
+
+
+def test_a_pool_looks_whether_its_model_was_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("one")
+    pool = StepModelPool(StepModelSpec(model=str(tmp_path), policy="p"))
+    pool.look()
+    assert pool._actors == [], "nothing was loaded yet"
+    pool._actors, pool._folder, pool._version = ["actor"], tmp_path, fingerprint(tmp_path)
+    pool.look()
+    assert pool._actors == ["actor"] and pool._outdated == []
+    (tmp_path / "weights").write_text("two and more")
+    pool.look()
+    assert pool._actors == [] and pool._outdated == ["actor"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_folder_that_is_written_anew_is_scored_anew(prm_dir: Path, tiny_model_dir: Path, tmp_path: Path, ray_cluster: Any) -> None:
+    """Without it a refreshed model would be asked for its scores of before until the session ends."""
+    folder = tmp_path / "model"
+    shutil.copytree(prm_dir, folder)
+    config = parse_config({"model": {"path": str(tiny_model_dir), "dtype": "float32"}})
+    context: Any = StepScorerContext(config=config, engine=None, tokenizer=None)  # type: ignore[arg-type]
+    partials = [e.partial for e in make_examples(3)]
+
+    async def ask() -> tuple[list[list[float]], int]:
+        scorer = STEP_SCORERS.get("prm")(context, model=str(folder), dtype="float32", threads=1)
+        return await score_steps(scorer, partials), scorer.tokens
+
+    def actors() -> int:
+        return sum("step-model" in actor["name"] for actor in ray_cluster.util.list_named_actors(all_namespaces=True))
+
+    before = actors()
+
+    async def story() -> None:
+        first, _ = await ask()
+        again, tokens = await ask()
+        assert again == first and tokens == 0, "the same folder, the same actors, which remember"
+        weights = load_file(folder / "step_head.safetensors")
+        save_file({name: -tensor for name, tensor in weights.items()}, folder / "step_head.safetensors")
+        turned, tokens = await ask()
+        assert tokens > 0
+        for old, new in zip(first, turned, strict=True):
+            assert new == pytest.approx([1 - score for score in old], abs=1e-4), "a logit of the other sign"
+        assert actors() == before + 1, "the old one holds no memory any more"
+        await shared_pool(StepModelSpec(model=str(folder), policy=str(tiny_model_dir), dtype="float32", threads=1)).stop()
+
+    asyncio.run(story())
+
+
+def test_a_fingerprint_is_of_what_lies_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    weights = tmp_path / "a" / "weights"
+    weights.write_text("one")
+    first = fingerprint(tmp_path / "a")
+    assert fingerprint(tmp_path / "a") == first
+    os.utime(weights, ns=(1, 1))
+    assert fingerprint(tmp_path / "a") != first, "written again"
+    (tmp_path / "blobs").mkdir()
+    for name in ("b", "c"):  # two nodes' copies of a hub's snapshot: links to files named for their content
+        (tmp_path / name).mkdir()
+        (tmp_path / "blobs" / f"{name}-node").mkdir()
+        blob = tmp_path / "blobs" / f"{name}-node" / "0123abcd"
+        blob.write_text("x")
+        os.utime(blob, ns=(2, len(name) + ord(name)))
+        (tmp_path / name / "weights").symlink_to(blob)
+    assert fingerprint(tmp_path / "b") == fingerprint(tmp_path / "c")
 
 
 @pytest.mark.slow

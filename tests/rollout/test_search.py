@@ -87,6 +87,44 @@ def test_log_probs_of_other_steps_come_from_the_engine(engine: Any, tiny_model: 
     assert scorer.tokens == 20
 
 
+def test_the_policy_judges_its_own_steps_in_its_chat(engine: Any, tiny_model: Any, tiny_model_dir: Path) -> None:
+    """``search.scorer: judge`` from the job to the scores of a solution: each is what the model itself says in its chat template."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from reasoner_ray.prm.texts import judge_context, texts_of
+    from reasoner_ray.steps import Partial
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    said = "{question}\n{steps}\nis {number} right? {so}"
+    scorer = {"name": "judge", "args": {"yes": "a", "no": "b", "instruction": said}}
+    config = job(tiny_model_dir, method="beam", settings={"paths": 3, "width": 4}, scorer=scorer)
+    tree = config.model_dump(mode="json")
+    tree["task"]["args"], tree["rollout"]["max_new_tokens"] = {"digits": 1, "shots": 1}, 8
+    worker = RolloutWorker(parse_config(tree), engine, tokenizer)
+    items = worker._task.train()[:6]
+
+    async def story() -> list[Any]:
+        return [t for t, _ in await asyncio.gather(*(worker.run_group(item, f"g{item.id}", 1) for item in items))]
+
+    judged = 0
+    for trajectories in asyncio.run(story()):
+        assert trajectories[0].info["search"]["cost"]["scorer"] > 0
+        for t in (t for t in trajectories if t.info["solution"] is not None):
+            spans = [s for s in t.spans if s.kind == "model"]
+            partial = Partial(tuple(t.tokens.tolist()), tuple(s.end for s in spans), spans[0].start)
+            asked = [judge_context(tokenizer, *texts_of(partial.until(i + 1), tokenizer, None), said) for i in range(len(spans))]
+            text = tokenizer.decode(asked[-1])
+            assert text.startswith("user: ") and text.endswith(f"is {len(spans)} right? {{so}}\nassistant: ")
+            answers = [tokenizer.encode(word)[0] for word in "ab"]
+            with torch.no_grad():
+                logits = [tiny_model(torch.tensor([ids])).logits[0, -1][answers] for ids in asked]
+            expected = [float(torch.softmax(pair, 0)[0]) for pair in logits]
+            np.testing.assert_allclose(t.info["solution"]["scores"], expected, atol=2e-4)
+            judged += len(spans)
+    assert judged > 4
+
+
 def test_rl_trajectories_from_a_search_are_what_the_learner_takes(engine: Any, tiny_model_dir: Path) -> None:
     from transformers import AutoTokenizer
 

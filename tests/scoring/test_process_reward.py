@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from reasoner_ray.algorithms import get_algorithm
 from reasoner_ray.config import load_config, parse_config
+from reasoner_ray.credit import action_streams, hierarchical_gae
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import ConfigError, ScoringError
 from reasoner_ray.prm.settings import ProcessRewardConfig
@@ -20,7 +23,7 @@ from reasoner_ray.scoring.scorer import Scorer
 from reasoner_ray.steps import Partial
 from reasoner_ray.trainer.metrics import evaluation_metrics, step_metrics
 from reasoner_ray.trainer.parts import GroupResult
-from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder
+from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder, flatten
 
 
 class Table:
@@ -82,6 +85,33 @@ def test_rewards_lie_on_the_last_token_of_each_step(transform: str, tokenizer: A
     assert found == pytest.approx(expected)
     assert about["outcomes"] == [1.0] and about["process"]["truth"] == [1.0] and about["process"]["steps"] == [3]
     assert about["process"]["score"] == pytest.approx([{"raw": 0.5, "minimum": 0.25}.get(transform, 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "turns"),
+    [({"name": "poad"}, 1), ({"name": "poad", "settings": {"gamma_action": 0.8}}, 3), ({"name": "ppo_action"}, 3), ({"name": "grpo"}, 3)]
+    + [({"name": "ntpo", "settings": {"gamma_token": 0.9, "gamma_action": 0.9}}, turns) for turns in (1, 3)],
+)
+def test_shaping_uses_the_discount_of_the_algorithm(algorithm: dict[str, Any], turns: int, tokenizer: Any) -> None:
+    """The return that the algorithm itself computes of shaped rewards is -initial before the first token, whatever was written."""
+    chosen = get_algorithm(algorithm["name"])
+    token, action = chosen.discounts(chosen.settings(algorithm.get("settings", {})))
+    builder = TrajectoryBuilder(id="a", group_id="g", task="test")
+    for turn in range(turns):
+        builder.add_env(tokenizer.encode("so:\n"), turn=turn)
+        tokens = tokenizer.encode("add one and two\nis 3" if turn == 0 else "yes it is\nstop")
+        builder.add_model(tokens, [0.0] * len(tokens), [0] * len(tokens), turn=turn)
+    scorer, settings = Table((0.75, 0.25, 0.5, 0.9, 0.1, 0.6)), {"separator": "\n", "transform": "shaping", "initial": 0.3}
+    reward = ProcessReward(ProcessRewardConfig(**settings), lambda: scorer, tokenizer, (token, action))
+    ((rewarded,), about) = reward.apply([builder.build()])
+    assert about["process"]["steps"] == [2 * turns]
+    streams = flatten([rewarded])
+    streams.values = torch.zeros(streams.n_tokens)
+    if chosen.action_level:
+        streams = action_streams(streams)
+    rates = {"gamma_token": token, "gamma_action": action, "lambda_token": 1.0, "lambda_action": 1.0}
+    worth = hierarchical_gae(streams, **rates, bootstrap_truncated=False).returns
+    assert float(worth[0]) == pytest.approx(-0.3, abs=1e-5) and float(worth.abs().max()) > 0.35
 
 
 def test_turns_are_steps(tokenizer: Any) -> None:
@@ -156,6 +186,18 @@ def test_a_foreign_scorer_may_raise_anything(tokenizer: Any) -> None:
     assert about["unscored"] == {"KeyError": 1}
 
 
+def test_a_function_that_hangs_is_a_time_out_and_no_zero(tiny_model_dir: Path, tokenizer: Any) -> None:
+    args = {"path": "tests.search.step_functions:hangs_on", "args": {"word": "b"}, "timeout_s": 0.3}
+    process = {"scorer": "function", "args": args, "separator": "\n", "transform": "raw"}
+    reward = ProcessReward.of(parse_config({"model": {"path": str(tiny_model_dir)}, "scoring": {"process": process}}), tokenizer)
+    assert reward is not None
+    ((hung,), about) = reward.apply([answer(tokenizer, "a\nb")])
+    assert hung.status is Status.FAILED and about["unscored"] == {"Timeout": 1} and "process" not in about
+    assert (hung.info["score_status"], hung.info["error_type"]) == ("timeout", "Timeout") and "within 0.3 s" in hung.info["error"]
+    ((good,), about) = reward.apply([answer(tokenizer, "a\nc")])
+    assert good.status is Status.FINISHED and good.total_reward == 2.0 and about["unscored"] == {}
+
+
 def test_a_failed_group_says_why(tokenizer: Any) -> None:
     scorer = Scorer(RewardTerms((Term("exact_match"),)), tokenizer, process=process(Broken(), tokenizer))
     try:
@@ -183,6 +225,7 @@ def test_what_a_job_asks_for(tiny_model_dir: Path, tokenizer: Any) -> None:
         ("{normalise: group, transform: minimum, args: {model: somewhere}}", "with a mean of 0 every step"),
         ("{scorer: prm}", r"scoring\.process\.args\.model: must be given"),
         ("{scorer: prm, args: {model: m, wrkers: 2}}", r"wrkers: unknown key; did you mean 'workers'"),
+        ("{scorer: prm, args: {model: m}, separator: 0}", r"scoring\.process\.separator: must be a text"),
         ("{scorer: pmr}", r"unknown step scorer 'pmr'; did you mean 'prm'"),
         ("{transform: minimum, weigth: 1}", r"scoring\.process\.weigth: unknown key; did you mean scoring\.process\.weight"),
     ],

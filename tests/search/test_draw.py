@@ -13,7 +13,8 @@ from reasoner_ray.cli import app
 from reasoner_ray.errors import DataError
 from reasoner_ray.search.draw import load_tree, places
 from reasoner_ray.search.tree import to_json
-from tests.search.toy import TARGET, solve
+from tests.search.step_functions import TARGET
+from tests.search.toy import solve
 
 
 @pytest.fixture(scope="module")

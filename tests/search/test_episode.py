@@ -20,7 +20,8 @@ from reasoner_ray.scoring.scorer import Scorer
 from reasoner_ray.search.results import accuracy_by, make_record, recorded_samples, summarise_results
 from reasoner_ray.search.tree import from_json
 from reasoner_ray.trajectory import Status, Trajectory
-from tests.search.toy import EOS, NEWLINE, PROMPT, TARGET, TOKENIZER, DigitEngine, job
+from tests.search.step_functions import TARGET
+from tests.search.toy import EOS, NEWLINE, PROMPT, TOKENIZER, DigitEngine, job
 
 
 class Hidden:
@@ -88,6 +89,18 @@ def test_a_search_without_a_solution_gives_its_longest_way_or_a_plain_sample() -
     assert cut.status is Status.TRUNCATED and cut.info["metrics"]["unsolved"] == 1 and cut.trainable_tokens == 4
     (plain,) = run("search", DigitEngine(lines=0), tokens=8)
     assert plain.status is Status.TRUNCATED and plain.trainable_tokens == 8
+
+
+@pytest.mark.parametrize("episode", ["search", "search_solutions"])
+def test_a_scorer_that_hangs_makes_a_failed_search_and_no_wrong_one(episode: str) -> None:
+    scorer = {"name": "function", "args": {"path": "tests.search.step_functions:hangs_on", "args": {"word": "1"}, "timeout_s": 0.3}}
+    (failed,) = run(episode, DigitEngine((1, 1, 1)), scorer=scorer)
+    assert failed.status is Status.FAILED and failed.trainable_tokens == 0
+    assert failed.info["error_type"] == "Timeout" and "no answer within 0.3 s" in failed.info["error"]
+    if episode == "search_solutions":
+        record = make_record(0, ITEM, [failed], [float("nan")])
+        assert record["correct"] is None and record["ended"] == "failed" and record["cost"]["generated"] > 0
+        assert "Timeout" in record["problem"] and summarise_results([record])["unjudged"] == 1
 
 
 def test_all_solutions_come_back_the_chosen_one_first_and_trees_can_be_read() -> None:

@@ -17,7 +17,8 @@ from reasoner_ray.search.gumbel import GumbelOptions, halving_visits, interior, 
 from reasoner_ray.search.methods import get_method
 from reasoner_ray.search.tree import Node
 from reasoner_ray.steps import Partial
-from tests.search.toy import PROMPT, TARGET, DigitEngine, job, make, solve
+from tests.search.step_functions import TARGET
+from tests.search.toy import PROMPT, DigitEngine, job, make, solve
 
 GUIDED: dict[str, dict[str, Any]] = {
     "best_of_n": {"paths": 600},
@@ -27,7 +28,7 @@ GUIDED: dict[str, dict[str, Any]] = {
     "mcts_alpha": {"width": 24, "simulations": 12},
     "mcts_rollout": {"width": 24, "paths": 20, "simulations": 120},
     "gumbel": {"width": 24, "simulations": 32, "c_scale": 1.0},
-    "rstar": {"width": 24, "rollouts": 60, "reward": "scorer", "direct": 0, "checks": 0},
+    "rstar": {"actions": ["step"], "width": 24, "rollouts": 60, "reward": "scorer", "checks": 0},
 }
 NARROW: dict[str, dict[str, Any]] = {
     "beam": {"paths": 1, "width": 1},
@@ -37,7 +38,7 @@ NARROW: dict[str, dict[str, Any]] = {
     "mcts_alpha": {"width": 1, "simulations": 2},
     "mcts_rollout": {"width": 1, "paths": 2, "simulations": 20},
     "gumbel": {"width": 1, "simulations": 4},
-    "rstar": {"width": 1, "rollouts": 4, "direct": 0},
+    "rstar": {"actions": ["step"], "width": 1, "rollouts": 4},
 }
 
 
@@ -79,7 +80,7 @@ def test_a_model_that_never_closes_a_step_is_cut_and_counted(method: str) -> Non
 
 @pytest.mark.parametrize("method", ["beam", "dfs", "mcts", "mcts_alpha", "mcts_rollout", "gumbel", "rstar", "cot_sc_tree"])
 def test_depth_is_a_limit(method: str) -> None:
-    options = {**NARROW[method], "width": 2, **({"direct": 0} if method == "rstar" else {})}
+    options = {**NARROW[method], "width": 2}
     result, _ = solve(method, options, depth=2)
     assert result.choice is None and result.ended == "done"
     assert max(node.depth for node in result.root.walk()) <= 2
@@ -111,18 +112,18 @@ def test_budgets_of_scorer_tokens_and_of_seconds() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("one_score_too_few", r"toy:one_score_too_few gave 0 scores for a solution of 1 steps"),
+        ("one_score_too_few", r"step_functions:one_score_too_few gave 0 scores for a solution of 1 steps"),
         ("not_a_number", r"not finite"),
         ("raises", r"raises raised OSError: no such file"),
     ],
 )
 def test_scores_that_do_not_fit_the_steps_are_an_error(function: str, message: str) -> None:
     with pytest.raises(ScoringError, match=message):
-        solve("mcts", scorer={"name": "function", "args": {"path": f"tests.search.toy:{function}"}})
+        solve("mcts", scorer={"name": "function", "args": {"path": f"tests.search.step_functions:{function}"}})
 
 
 def test_what_no_one_reads_is_not_scored() -> None:
-    broken = {"name": "function", "args": {"path": "tests.search.toy:raises"}}
+    broken = {"name": "function", "args": {"path": "tests.search.step_functions:raises"}}
     for method in ("greedy", "self_consistency", "cot_sc_tree"):
         assert solve(method, scorer=broken)[0].choice is not None
         with pytest.raises(ScoringError, match="raised OSError"):
@@ -130,7 +131,7 @@ def test_what_no_one_reads_is_not_scored() -> None:
 
 
 def test_greedy_and_self_consistency_by_hand() -> None:
-    broken = {"name": "function", "args": {"path": "tests.search.toy:raises"}}
+    broken = {"name": "function", "args": {"path": "tests.search.step_functions:raises"}}
     assert solve("greedy", scorer=broken)[0].answer == "000"
     result, search = solve("self_consistency", {"paths": 40}, scorer=broken)
     votes = Counter(s.answer for s in search.found)
@@ -151,17 +152,13 @@ def test_mcts_goes_back_where_a_way_is_closed() -> None:
             return super()._one(prompt, sampling)
 
     for method in ("mcts", "mcts_rollout", "dfs", "cot_sc_tree"):
-        flat = {"name": "function", "args": {"path": "tests.search.test_methods:all_alike"}}
+        flat = {"name": "function", "args": {"path": "tests.search.step_functions:all_alike"}}
         result, _ = solve(method, {**NARROW[method], "paths": 2, "width": 12, **_simulations(method)}, engine=ClosedEngine(), scorer=flat)
         assert result.choice is not None and {s.answer[0] for s in result.solutions} == {"2"}
 
 
 def _simulations(method: str) -> dict[str, int]:
     return {"simulations": 200} if method == "mcts_rollout" else {"prune_ratio": 0} if method == "dfs" else {}  # type: ignore[dict-item]
-
-
-def all_alike(prompt: str, steps: list[str]) -> list[float]:
-    return [0.5] * len(steps)
 
 
 def test_alpha_and_rollout_sample_steps_late() -> None:
@@ -195,14 +192,15 @@ def test_rstar_keeps_what_another_go_agrees_with() -> None:
             self.weights = [1.0, 1.0, 1e-9] if not own else [1.0, 1e-9, 1e-9] if own[0] == digit(0) else [1.0, 1.0, 1.0]
             return super()._one(prompt, sampling)
 
-    result, search = solve("rstar", {"width": 6, "rollouts": 24, "direct": 0, "checks": 4}, engine=Fickle())
+    result, search = solve("rstar", {"actions": ["step"], "width": 6, "rollouts": 24, "checks": 4}, engine=Fickle())
     values = {s.answer: s.value for s in search.found}
     assert result.answer == "000"
     assert values["000"] == max(values.values()) and min(values.values()) < values["000"] / 2
 
 
 def test_rstar_takes_the_most_frequent_direct_answer() -> None:
-    result, search = solve("rstar", {"width": 2, "rollouts": 8, "direct": 6, "checks": 0}, engine=DigitEngine((0.9, 0.05, 0.05)))
+    options = {"actions": ["step", "rest"], "width": 2, "rollouts": 8, "direct": 6, "checks": 0}
+    result, search = solve("rstar", options, engine=DigitEngine((0.9, 0.05, 0.05)))
     direct = [c for c in search.root.children or [] if len(c.partial.ends) == 3]
     assert len(direct) == 1 and direct[0].terminal and 1 / 6 <= direct[0].prior <= 1
     assert result.answer == "000"

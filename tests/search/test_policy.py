@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,6 +109,53 @@ def test_whole_continuations_are_cut_into_steps() -> None:
     assert made._engine.calls[0][1].temperature == 0.0  # type: ignore[attr-defined]
     assert made._engine.calls[0][1].stop == ()  # type: ignore[attr-defined]
     assert made.text(whole.partial) == "a\nb\nc"
+
+
+def two_words(text: str) -> list[int]:
+    """A step is two words, wherever a line ends."""
+    places = [m.end() for m in re.finditer(r"\S+", text)]
+    return places[1::2]
+
+
+def test_steps_by_structure_are_cut_out_of_what_was_sampled() -> None:
+    """No stop string closes them: what stands behind the step's end is thrown away and counted."""
+    engine = Sayings(("one two three four", -0.5), ("five$", -1.0), ("one two three", -0.5))
+    made = policy(engine, separator=two_words, step_tokens=20)
+    (first,) = asyncio.run(made.steps(Partial.root(PROMPT), 1))
+    assert TOKENIZER.decode(first.tokens) == "one two" and first.end == "step"
+    assert first.partial == Partial.root(PROMPT).then(ids("one two")) and len(first.logprobs) == len(first.versions) == len(ids("one two"))
+    assert made.cost.discarded == len(ids("one two three four")) - len(ids("one two")) and engine.calls[0][1].stop == ()
+    (last,) = asyncio.run(made.steps(first.partial, 1))
+    assert last.end == "solution" and len(last.partial.ends) == 2
+    tight = policy(Sayings(("one two three", -0.5)), separator=two_words, step_tokens=1)
+    assert asyncio.run(tight.steps(Partial.root(PROMPT), 1)) == [] and tight.cost.cut == 1, "no step came to its end"
+
+
+def test_whole_continuations_are_cut_by_the_structure_of_the_whole_text() -> None:
+    made = policy(Sayings((" two three four five$", -1.0)), separator=two_words, sampling=Sampling(max_new_tokens=60))
+    begun = Partial.root(PROMPT).then(ids("one"))
+    (whole,) = asyncio.run(made.complete(begun, 1))
+    assert [TOKENIZER.decode(s).strip() for s in whole.partial.steps] == ["one", "two", "three four", "five" + TOKENIZER.eos_token]
+    assert whole.partial.ends[-1] == len(whole.partial.tokens)
+
+
+def test_a_step_may_begin_with_words_that_were_written_for_the_policy() -> None:
+    engine = Sayings((" b\n", -0.5), (" c$", -0.5), (" d\ne$", -0.5))
+    made = policy(engine, sampling=Sampling(max_new_tokens=20, stop=("X",)))
+    begun, lead = Partial.root(PROMPT).then(ids("a\n")), ids("X:")
+    (step,) = asyncio.run(made.steps(begun, 1, lead=lead))
+    assert engine.calls[0][0] == [*begun.tokens, *lead] and step.end == "step", "a stop string in the lead stops nothing"
+    assert step.partial == begun.then([*lead, *ids(" b\n")]) and list(step.lead) == lead and list(step.tokens) == ids(" b\n")
+    assert made.known_logprobs == {}, "nobody knows how likely the lead was"
+    (last,) = asyncio.run(made.steps(step.partial, 1))
+    assert last.end == "solution", "nor does it stop later"
+    (whole,) = asyncio.run(made.complete(begun, 1, lead=lead))
+    assert [TOKENIZER.decode(s) for s in whole.partial.steps] == ["a\n", "X: d\n", "e" + TOKENIZER.eos_token]
+    assert made.cost.generated == sum(len(ids(t)) for t in (" b\n", " c", " d\ne")) + 2
+    assert made.reopened(step) is step
+    again = made.reopened(last)
+    assert again is not None and again.end == "step" and again.partial == step.partial.then(ids(" c"))
+    assert len(again.logprobs) == len(again.tokens) == len(ids(" c")) and made.cost.discarded == 1
 
 
 def test_the_likelihood_is_what_the_policy_sampled_with_or_what_the_engine_says() -> None:

@@ -26,7 +26,6 @@ TOKENIZER = make_tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
 NEWLINE = TOKENIZER.encode("\n")[0]
 PROMPT = [int(t) for t in TOKENIZER.encode("user: q\n")]
-TARGET = "212"
 
 
 def digit(d: int | str) -> int:
@@ -74,33 +73,12 @@ class DigitEngine(ScriptedEngine):
         return max(range(len(self.weights)), key=self.weights.__getitem__)
 
 
-def right_so_far(prompt: str, steps: list[str]) -> list[float]:
-    """Share of the target that each step has got right, and no more once one was wrong."""
-    scores, right = [], 0
-    for i, step in enumerate(steps):
-        right += right == i and step.strip() == TARGET[i]
-        scores.append(right / len(TARGET))
-    return scores
-
-
-def one_score_too_few(prompt: str, steps: list[str]) -> list[float]:
-    return [1.0] * (len(steps) - 1)
-
-
-def not_a_number(prompt: str, steps: list[str]) -> list[float]:
-    return [math.nan] * len(steps)
-
-
-def raises(prompt: str, steps: list[str]) -> list[float]:
-    raise OSError("no such file")
-
-
 def read_digits(text: str) -> str:
     return text.replace("\n", "")
 
 
 def job(method: str, settings: dict[str, Any] | None = None, **search: Any) -> JobConfig:
-    scorer = search.pop("scorer", {"name": "function", "args": {"path": "tests.search.toy:right_so_far"}})
+    scorer = search.pop("scorer", {"name": "function", "args": {"path": "tests.search.step_functions:right_so_far"}})
     return parse_config(
         {
             "name": "toy",

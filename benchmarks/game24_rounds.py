@@ -1,0 +1,224 @@
+"""Game24 with a small model made here: every search method at equal tokens, and search in training (TS-LLM, arXiv 2309.17179).
+
+A Llama of a few million weights with a tokenizer of the game's own learns all solutions of a part of the training hands (kind sft).
+Then, each by a command of the system: rounds of search in training on all training hands (kind rounds; before the first one a value
+model learns from plain samples), over several seeds; and every search method at several sizes, over seeds, on the held-out hands with
+the fine-tuned policy and that first value model. The value-guided methods are compared with best-of-N by the same value model and with
+self-consistency at equal generated tokens, read off their curves.
+
+    python -m benchmarks.game24_rounds                  # about an hour on two cores
+    python -m benchmarks.game24_rounds --tiny           # minutes: whether everything runs; its figures mean nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks._record import RESULTS, record
+from benchmarks.process_rewards import ROOT, reasoner
+from reasoner_ray.data.game24 import Game24Task
+from reasoner_ray.data.tasks import Item
+from reasoner_ray.plot import plot_runs
+from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
+
+VOCABULARY = 512
+GUIDED = ("beam", "dfs", "mcts", "mcts_alpha", "mcts_rollout", "gumbel")
+FIGURES = {
+    "eval/accuracy": "the bare policy, %",
+    "eval/tokens": "the bare policy, tokens a hand",
+    "searched/accuracy": "with search, %",
+    "searched/tokens": "with search, generated tokens a hand",
+    "searched/scorer_tokens": "with search, scorer tokens a hand",
+    "searched/seconds": "with search, seconds a hand",
+    "search/any_right": "training hands solved by some path, %",
+    "policy/paths": "paths learnt",
+    "value/auc": "AUC of the value model",
+}
+
+
+def make_model(folder: Path, items: Sequence[Item], *, width: int, layers: int, seed: int) -> Path:
+    """A Llama with random weights, and a byte-level BPE tokenizer in which a number of the game is one token."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|pad|>", "<|end|>"], initial_alphabet=alphabet)
+    bpe.train_from_iterator((f"{item.prompt}{item.info['solution']}" for item in items), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,  # of 32 dimensions, the least that the CPU attention of vLLM computes
+        num_key_value_heads=width // 32,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_gold(file: Path, items: Sequence[Item], share: float) -> int:
+    """Records of the solutions of a share of the hands, chosen at random once and for all; how many there are."""
+    hands = sorted({str(item.info["numbers"]) for item in items})
+    taught = set(random.Random(0).sample(hands, max(1, round(share * len(hands)))))
+    chosen = [item for item in items if str(item.info["numbers"]) in taught]
+    file.write_text("".join(json.dumps({"prompt": item.prompt, "answer": item.info["solution"]}) + "\n" for item in chosen))
+    return len(chosen)
+
+
+def write_job(folder: Path, gold: Path, arguments: argparse.Namespace) -> Path:
+    """The job that all stages share."""
+    job = folder / "job.yaml"
+    job.write_text(
+        f"""
+out: {folder}
+model: {{path: {folder / "start"}, dtype: float32}}
+task: {{name: game24}}
+rollout: {{max_new_tokens: 112, max_context: 160, kv_cache_gb: 1, max_groups_per_worker: 128}}
+learner: {{lr: 1.0e-3, critic_lr: 1.0e-3, warmup_steps: 20, tokens_per_microbatch: 8192}}
+supervised: {{batch: 64, max_tokens: 160, held_out_fraction: 0.02}}
+trainer: {{eval_every: 100, checkpoint_every: 0}}
+tracking: {{wandb: "off", terminal: plain}}
+search:
+  method: mcts_alpha
+  settings: {{width: 6, simulations: 8}}
+  step_tokens: 40
+  depth: 5
+  scorer: {{name: prm, args: {{dtype: float32}}}}
+  items: {arguments.held_out}
+rounds:
+  n: {arguments.rounds}
+  questions: {arguments.questions}
+  samples: {arguments.samples}
+  phases:
+    search: {{search: {{settings: {{paths: 4, sample_moves: true}}}}}}
+    policy: {{learner: {{lr: 3.0e-4}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
+    value: {{learner: {{lr: 3.0e-4}}, supervised: {{epochs: {arguments.epochs_a_round}}}}}
+"""
+    )
+    return job
+
+
+def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """The rounds, once a seed; figures by round, and their learning curves as a picture."""
+    figures: dict[str, list[float]] = {}
+    runs = []
+    for seed in range(1, arguments.seeds + 1):
+        name = f"rounds-seed{seed}"
+        overrides = ["kind=rounds", f"name={name}", f"seed={seed}", f"model.path={folder / 'sft' / 'model'}"]
+        if arguments.tiny:  # nothing it writes is right, and something must be learnt
+            overrides += ["rounds.right_from=0", "rounds.phases.policy.supervised.learn_above=null"]
+        _, minutes = reasoner("train", job, overrides)
+        figures.setdefault("minutes of the rounds", []).append(minutes)
+        runs.append(folder / name)
+        records = read_jsonl(runs[-1] / METRICS_FILE)
+        for row in records:
+            for key, said in FIGURES.items():
+                if key in row:
+                    scale = 100 if said.endswith("%") else 1
+                    figures.setdefault(f"round {row['step']}: {said}", []).append(scale * row[key])
+        for before, after in pairwise(records):
+            gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
+            figures.setdefault(f"round {after['step']}: gain of the bare policy, points", []).append(gain)
+    plot_runs(runs, RESULTS / f"{arguments.name}_rounds.png", ["eval/accuracy", "searched/accuracy"])
+    return figures
+
+
+def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every method (``benchmarks.search_methods``), then the guided ones against what needs no search, at equal tokens."""
+    name = f"{arguments.name}_methods"
+    first = folder / "rounds-seed1" / "round-00" / "value" / "model"
+    overrides = [f"model.path={folder / 'sft' / 'model'}", f"search.scorer.args.model={first}", f"search.items={arguments.held_out}"]
+    command = [sys.executable, "-m", "benchmarks.search_methods", str(job), *overrides, "--seeds", str(arguments.seeds), "--name", name]
+    if arguments.methods:
+        command += ["--methods", *arguments.methods]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise SystemExit("benchmarks.search_methods failed")
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["figures"]["rows"]
+    figures: dict[str, Any] = {}
+    for base in ("best_of_n", "self_consistency"):
+        curve = [(row["generated"]["mean"], row["accuracy"]["mean"]) for row in rows if row["method"] == base]
+        for row in rows:
+            equal = accuracy_at(row["generated"]["mean"], curve) if row["method"] in GUIDED else None
+            if equal is not None:
+                what = f"{row['method']} {row['settings']} at {row['generated']['mean']:.0f} tokens"
+                figures[f"{what}: points above {base} with equal tokens"] = [100 * (value - equal) for value in row["accuracy"]["values"]]
+    return figures
+
+
+def accuracy_at(tokens: float, curve: Sequence[tuple[float, float]]) -> float | None:
+    """Accuracy of a curve of (tokens, accuracy) at so many tokens, between two points along their logarithm; None outside it."""
+    for (low, worse), (high, better) in pairwise(sorted(curve)):
+        if low <= tokens <= high:
+            return worse + (better - worse) * math.log(tokens / low) / math.log(high / low)
+    return None
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256, help="of the model; a multiple of 32")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--solutions", type=int, default=16, help="of each taught hand at most")
+    parser.add_argument("--taught", type=float, default=0.5, help="share of the training hands whose solutions are shown")
+    parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning before the rounds")
+    parser.add_argument("--epochs-a-round", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=1073, help="training hands searched a round, the first so many")
+    parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
+    parser.add_argument("--held-out", type=int, default=289, help="hands of every evaluation, the first so many")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", help="fewer than all of them")
+    parser.add_argument("--stages", nargs="+", default=["sft", "rounds", "methods"], choices=["sft", "rounds", "methods"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
+    parser.add_argument("--name", default="game24_rounds", help="of the record")
+    parser.add_argument("--tiny", action="store_true", help="a model and sizes that mean nothing")
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        tiny = {"width": 64, "layers": 2, "taught": 0.1, "epochs": 2, "epochs_a_round": 1, "rounds": 1, "questions": 48, "samples": 4}
+        vars(arguments).update(tiny | {"held_out": 16, "seeds": 1, "solutions": 8, "methods": ["greedy", "best_of_n", "beam"]})
+    return arguments
+
+
+def main() -> None:
+    arguments = read_arguments()
+    folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    items, gold = Game24Task(solutions=arguments.solutions).train(), folder / "gold.jsonl"
+    figures: dict[str, Any] = {"gold solutions": write_gold(gold, items, arguments.taught)}
+    job = write_job(folder, gold, arguments)
+    if "sft" in arguments.stages:
+        make_model(folder / "start", items, width=arguments.width, layers=arguments.layers, seed=0)
+        _, minutes = reasoner("train", job, ["kind=sft", "name=sft", f"supervised.data=[{gold}]", f"supervised.epochs={arguments.epochs}"])
+        speeds = [row["learner/tokens_per_s"] for row in read_jsonl(folder / "sft" / METRICS_FILE) if "learner/tokens_per_s" in row]
+        figures |= {"minutes of fine-tuning": minutes, "learner, tokens a second": sum(speeds) / len(speeds)}
+    if "rounds" in arguments.stages:
+        figures |= learn_by_search(job, folder, arguments)
+    if "methods" in arguments.stages:
+        figures |= compare_methods(job, folder, arguments)
+    settings = {key: str(value) for key, value in vars(arguments).items() if key != "name"}
+    record(arguments.name, settings, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What autonomous detection of a goal needs, whatever the environment and the algorithm: a belief, a rule, a reward of one's own.
+
+A user brings a ``Belief`` for an environment of their own; ``GoalDetector`` does the rest, and the wrappers and connectors are thin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from reasoner_ray.agents.agdc.cessation import BeliefSummary, CessationRule
+from reasoner_ray.agents.agdc.settings import FeedbackConfig
+
+
+class Belief(Protocol):
+    """E beliefs at once, one of each episode."""
+
+    n_features: int
+
+    def reset(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
+        """Begin the beliefs in ``mask`` (bool [E]) with an episode's first ``observation`` [E, ...]."""
+        ...
+
+    def update(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
+        """Take in an ``observation`` [E, ...] for those in ``mask``."""
+        ...
+
+    def summary(self) -> BeliefSummary:
+        """What a rule may read."""
+        ...
+
+    def features(self) -> torch.Tensor:
+        """What a policy may read, float32 [E, n_features], of order 1."""
+        ...
+
+
+@runtime_checkable
+class Seeded(Protocol):
+    """A belief that draws random numbers."""
+
+    def seed(self, seed: int) -> None:
+        """Draw from ``seed`` on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What the beliefs say after a step."""
+
+    features: torch.Tensor  # float32 [E, F]
+    ceased: torch.Tensor  # bool [E]; the agent ends its episode
+    reward: torch.Tensor  # float32 [E]; self-feedback, which reads nothing but the belief
+
+
+class GoalDetector:
+    """Belief, cessation rule and self-feedback of E episodes."""
+
+    def __init__(self, belief: Belief, rule: CessationRule, feedback: FeedbackConfig, n: int) -> None:
+        """``rule`` decides when an agent ends its episode."""
+        self.belief, self.rule, self.feedback, self.n = belief, rule, feedback, n
+        self._held = torch.zeros(n, dtype=torch.long)
+        self._elapsed = torch.zeros(n, dtype=torch.long)
+        self._log_spread = torch.zeros(n)
+
+    def seed(self, seed: int | None) -> None:
+        """Make what follows repeatable, where the belief draws random numbers."""
+        if seed is not None and isinstance(self.belief, Seeded):
+            self.belief.seed(seed)
+
+    def begin(self, mask: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
+        """Begin the episodes in ``mask`` (bool [E]); returns the features [E, F] of all."""
+        self.belief.reset(mask, observation)
+        self._held[mask], self._elapsed[mask] = 0, 0
+        self._log_spread[mask] = self.belief.summary().log_spread()[mask].cpu()
+        return self.belief.features()
+
+    def advance(self, mask: torch.Tensor, observation: torch.Tensor) -> Detection:
+        """A step of the episodes in ``mask``: -``step`` each, ``stop`` on cessation, ``information`` times the fall of log(spread)."""
+        self.belief.update(mask, observation)
+        summary = self.belief.summary()
+        self._elapsed[mask] += 1
+        wants = self.rule.wants(summary).cpu() & mask
+        self._held = torch.where(mask, torch.where(wants, self._held + 1, 0), self._held)
+        ceased = wants & (self._held >= self.feedback.patience) & (self._elapsed >= self.feedback.min_steps)
+        log_spread = summary.log_spread().cpu()
+        gained = self._log_spread - log_spread
+        reward = self.feedback.information * gained - self.feedback.step + self.feedback.stop * ceased
+        self._log_spread = torch.where(mask, log_spread, self._log_spread)
+        return Detection(self.belief.features(), ceased, reward * mask)

@@ -1,0 +1,126 @@
+"""How well a policy searches: does it stop, is it right when it does, how far did it walk. Episodes are fixed by their seeds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from reasoner_ray.agents.agdc.cessation import CessationRule
+from reasoner_ray.agents.agdc.detection import GoalDetector
+from reasoner_ray.agents.agdc.planners import Policy, View
+from reasoner_ray.agents.agdc.settings import BeliefConfig, FeedbackConfig
+from reasoner_ray.agents.agdc.source_belief import SourceBelief
+from reasoner_ray.envs.source_term.core import SourceTermBatch
+from reasoner_ray.envs.source_term.settings import SourceTermConfig
+
+FIRST_SEED = 1_000_000
+"""Of evaluation: training episodes never begin from these."""
+CALIBRATION_SEED = 2_000_000
+"""Of the episodes that a probability of being right is fitted to."""
+_QUANTILE = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """What became of n episodes."""
+
+    stopped: torch.Tensor  # bool [n]; by the agent
+    error: torch.Tensor  # float32 [n]; m, of the estimated position at the end
+    steps: torch.Tensor  # int64 [n]
+    travelled: torch.Tensor  # float32 [n]; m
+    distance: torch.Tensor  # float32 [n]; m, of the agent to the source at the end
+    evidence: torch.Tensor  # float32 [n, C]; what `Calibrated` reads, at a random time of the episode
+    evidence_error: torch.Tensor  # float32 [n]; m, of the estimate at that time
+
+    @staticmethod
+    def join(parts: list[Searches]) -> Searches:
+        """All of ``parts``."""
+        names = Searches.__dataclass_fields__
+        return Searches(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where policies are compared."""
+
+    environment: SourceTermConfig
+    belief: BeliefConfig
+    rule: CessationRule
+    feedback: FeedbackConfig
+    tolerance: float
+    at_once: int = 256
+
+    def run(self, policy: Policy, episodes: int, first_seed: int = FIRST_SEED) -> Searches:
+        """Play the episodes of seeds ``first_seed``, ``first_seed + 1``, ..."""
+        parts = []
+        for first in range(first_seed, first_seed + episodes, self.at_once):
+            seeds = list(range(first, min(first + self.at_once, first_seed + episodes)))
+            parts.append(self._play(policy, seeds))
+        return Searches.join(parts)
+
+    def _play(self, policy: Policy, seeds: list[int]) -> Searches:
+        n = len(seeds)
+        search = SourceTermBatch(self.environment, n)
+        belief = SourceBelief(self.belief, self.environment, n, tolerance=self.tolerance, seed=seeds[0])
+        detector = GoalDetector(belief, self.rule, self.feedback, n)
+        active = torch.ones(n, dtype=torch.bool)
+        features = detector.begin(active, search.reset(seeds=list(seeds)))
+        stopped, travelled = torch.zeros(n, dtype=torch.bool), torch.zeros(n)
+        error, distance, steps = torch.zeros(n), torch.zeros(n), torch.zeros(n, dtype=torch.long)
+        look = torch.randint(1, self.environment.max_steps + 1, (n,), generator=torch.Generator().manual_seed(seeds[0]))
+        evidence, evidence_error = torch.zeros(n, 0), torch.zeros(n)
+        while bool(active.any()):
+            step = search.step(policy.act(View(search, belief, features)))
+            found = detector.advance(active, step.observation)
+            features, summary = found.features, belief.summary()
+            travelled += step.travelled * active
+            steps += active
+            off = torch.linalg.vector_norm(summary.mean[:, :2] - search.source[:, :2], dim=-1)
+            error, distance = torch.where(active, off, error), torch.where(active, search.distance, distance)
+            vector = summary.evidence_vector()
+            evidence = torch.where((active & (steps <= look))[:, None], vector, evidence if evidence.shape[1] else vector)
+            evidence_error = torch.where(active & (steps <= look), off, evidence_error)
+            stopped |= found.ceased
+            active &= ~(found.ceased | step.truncated)
+        return Searches(stopped, error, steps, travelled, distance, evidence, evidence_error)
+
+
+def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
+    """Shares and means with 95 % intervals (``_low``, ``_high``): Wilson's for shares, the normal one for means.
+
+    ``stop_rate``: the agent ended the episode; ``correct_stops``: of those, the estimate was within ``tolerance`` (m) of the source;
+    ``success``: stopped, and correct; ``error`` (m), ``distance`` (m travelled), ``steps``: means over all episodes;
+    ``wrong_stops``: stopped and not correct, a share of all.
+    """
+    right = searches.error <= tolerance
+    n, stops = len(right), int(searches.stopped.sum())
+    success = int((searches.stopped & right).sum())
+    figures: dict[str, float] = {"episodes": float(n)}
+    for name, hits, total in (
+        ("stop_rate", stops, n),
+        ("correct_stops", success, stops),
+        ("success", success, n),
+        ("wrong_stops", stops - success, n),
+    ):
+        figures |= _share(name, hits, total)
+    for name, values in (("error", searches.error), ("distance", searches.travelled), ("steps", searches.steps.float())):
+        figures |= _mean(name, values)
+    return figures
+
+
+def _share(name: str, hits: int, total: int) -> dict[str, float]:
+    """Wilson's interval; without a single trial the share is unknown and left out."""
+    if not total:
+        return {}
+    share, z = hits / total, _QUANTILE
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    return {name: share, f"{name}_low": max(0.0, middle - half), f"{name}_high": min(1.0, middle + half)}
+
+
+def _mean(name: str, values: torch.Tensor) -> dict[str, float]:
+    mean, n = float(values.mean()), len(values)
+    half = _QUANTILE * float(values.std()) / math.sqrt(n) if n > 1 else math.inf
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}

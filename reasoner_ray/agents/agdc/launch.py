@@ -1,0 +1,210 @@
+"""``reasoner train`` and ``reasoner eval`` of kind agdc: an RLlib algorithm under the run's own steps, tracking and checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from reasoner_ray.agents.agdc.cessation import Calibration, Never, make_rule
+from reasoner_ray.agents.agdc.evaluate import CALIBRATION_SEED, FIRST_SEED, Arena, search_metrics
+from reasoner_ray.agents.agdc.planners import PLANNERS, Policy
+from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config
+from reasoner_ray.config import JobConfig
+from reasoner_ray.errors import CheckpointError, ConfigError, LearnerLost
+from reasoner_ray.trainer import launch
+from reasoner_ray.trainer.checkpoint import read_driver_state
+from reasoner_ray.trainer.stepwise import StepDriver
+from reasoner_ray.trainer.tracking import Tracker
+
+MODULE = "default_policy"
+
+
+def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, float]:
+    """Run a job to its end and return its last evaluation.
+
+    Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
+    """
+    algorithm_config(config)
+    make_arena(config)
+    config, checkpoint = launch.choose_run(config, if_exists)
+    if checkpoint is not None:
+        _check_resumable(read_driver_state(checkpoint), config)
+    launch.connect(config)
+    try:
+        launch.make_run_folder(config, if_exists)
+        tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
+        parts = Parts(learners=AlgorithmRunner(config), tracker=tracker)
+        result = asyncio.run(launch.run_with_signals(AgdcDriver(config, parts), checkpoint))
+    finally:
+        ray.shutdown()
+    if result is None:
+        raise KeyboardInterrupt
+    return result
+
+
+def evaluate(config: JobConfig) -> dict[str, float]:
+    """Figures of ``agdc.policy`` over ``trainer.eval_tasks`` episodes of fixed seeds. Raises ``ReasonerError``."""
+    agdc, episodes = config.agdc, config.trainer.eval_tasks
+    if not episodes:
+        raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
+    arena, policy = make_arena(config), make_policy(config)
+    if agdc.gif is not None:
+        from reasoner_ray.agents.agdc.animate import animate
+
+        animate(arena, make_policy(config), FIRST_SEED, Path(agdc.gif))
+    searches = arena.run(policy, episodes)
+    figures = {f"eval/{name}": value for name, value in search_metrics(searches, agdc.tolerance).items()}
+    if agdc.calibrate is not None:
+        calibrate(arena, make_policy(config), episodes).save(Path(agdc.calibrate))
+    return figures
+
+
+def calibrate(arena: Arena, policy: Policy, episodes: int) -> Calibration:
+    """The probability of being right, by what beliefs say at a random time of each episode; none of them is ended by the agent.
+
+    The episodes are others than those of an evaluation. Raises ``DataError``.
+    """
+    walked = replace(arena, rule=Never()).run(policy, episodes, CALIBRATION_SEED)
+    return Calibration.fit(walked.evidence, walked.evidence_error <= arena.tolerance)
+
+
+def make_arena(config: JobConfig) -> Arena:
+    """Where a job's policies are looked at. Raises ``ConfigError``, ``DataError``."""
+    agdc = config.agdc
+    rule = make_rule(agdc.cessation if agdc.detect else agdc.cessation.model_copy(update={"rule": "never"}))
+    return Arena(agdc.environment, agdc.belief, rule, agdc.feedback, agdc.tolerance)
+
+
+def make_policy(config: JobConfig) -> Policy:
+    """The policy that ``agdc.policy`` names, from its beginning. Raises ``ModelError``, ``ConfigError``."""
+    if config.agdc.policy == "trained":
+        return TrainedPolicy.load(Path(config.model.path), config.agdc)
+    planner: Policy = PLANNERS.get(config.agdc.policy)(seed=config.seed)
+    return planner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything the driver coordinates."""
+
+    learners: AlgorithmRunner
+    tracker: Tracker
+
+
+class AlgorithmRunner:
+    """An RLlib algorithm, its calls in a thread of their own so that signals are heard."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+        self._algorithm: Any = None
+
+    async def start(self) -> None:
+        """Build the algorithm and its actors."""
+        self._algorithm = await asyncio.to_thread(lambda: algorithm_config(self._config).build_algo())
+
+    async def train_step(self) -> dict[str, float]:
+        """One iteration of RLlib; its figures by the names of this system."""
+        return read_results(await self._call(lambda: self._algorithm.train()), self._config)
+
+    async def policy(self) -> TrainedPolicy:
+        """What has been learnt so far."""
+        return TrainedPolicy(await self._call(lambda: self._algorithm.get_module()), self._config.agdc)
+
+    async def save(self, folder: Path) -> None:
+        """Write everything the algorithm needs to go on."""
+        await self._call(lambda: self._algorithm.save_to_path(str(folder.absolute())))
+
+    async def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote."""
+        await self._call(lambda: self._algorithm.restore_from_path(str(folder.absolute())))
+
+    async def export(self, folder: Path) -> None:
+        """Write the policy alone."""
+        await self._call(lambda: self._algorithm.get_module().save_to_path(str(folder.absolute())))
+
+    async def restart(self) -> None:
+        """Begin anew."""
+        await self.stop()
+        await self.start()
+
+    async def stop(self) -> None:
+        """End every actor."""
+        algorithm, self._algorithm = self._algorithm, None
+        if algorithm is not None:
+            await asyncio.to_thread(algorithm.stop)
+            with contextlib.suppress(OSError):  # RLlib makes a folder in the user's home, which stays empty; were it not, it would be kept
+                Path(algorithm.logdir).rmdir()
+
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        try:
+            return await asyncio.to_thread(function)
+        except ray.exceptions.RayActorError as error:
+            raise LearnerLost(f"an actor of RLlib died: {error}") from error
+
+
+class AgdcDriver(StepDriver):
+    """A step is an iteration of RLlib; evaluations play the episodes of fixed seeds greedily."""
+
+    parts: Parts
+
+    def __init__(self, config: JobConfig, parts: Parts) -> None:
+        super().__init__(config, parts)
+        self._arena = make_arena(config)
+
+    async def _train_step(self) -> None:
+        began, trainer = time.perf_counter(), self.config.trainer
+        metrics = await self.parts.learners.train_step()
+        self.step += 1
+        if trainer.eval_every and self.step % trainer.eval_every == 0:
+            await self._evaluate()
+        self.parts.tracker.log(self.step, metrics | self._faults | {"time/step_s": time.perf_counter() - began})
+
+    async def _evaluate(self) -> None:
+        if self.config.trainer.eval_tasks:
+            began = time.perf_counter()
+            policy = await self.parts.learners.policy()
+            searches = await asyncio.to_thread(self._arena.run, policy, self.config.trainer.eval_tasks)
+            figures = search_metrics(searches, self.config.agdc.tolerance)
+            self.last_eval = {f"eval/{name}": value for name, value in figures.items()} | {"time/eval_s": time.perf_counter() - began}
+            self.parts.tracker.eval(self.step, self.last_eval)
+        self._evaluated_at = self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {"agdc": _shape(self.config)}
+
+    def _check(self, state: dict[str, Any]) -> None:
+        _check_resumable(state, self.config)
+
+
+def read_results(results: dict[str, Any], config: JobConfig) -> dict[str, float]:
+    """RLlib's figures by flat names. An iteration in which no episode ended has no reward."""
+    runners, learner = results.get("env_runners", {}), results.get("learners", {}).get(MODULE, {})
+    names = {
+        "episode_return_mean": "reward/mean",
+        "episode_len_mean": "episode/steps",
+        "num_env_steps_sampled_lifetime": "episode/actions_in_all",
+    }
+    figures = {ours: runners[theirs] for theirs, ours in names.items() if theirs in runners}
+    figures |= {f"learner/{name}": value for name, value in learner.items() if isinstance(value, int | float | torch.Tensor)}
+    return {name: float(value) for name, value in figures.items() if value == value}
+
+
+def _shape(config: JobConfig) -> dict[str, Any]:
+    """What must not change between the sessions of a run."""
+    agdc = config.agdc
+    return {"algorithm": agdc.algorithm, "hidden": list(agdc.hidden), "learner": agdc.learner, "detect": agdc.detect}
+
+
+def _check_resumable(state: dict[str, Any], config: JobConfig) -> None:
+    """Raises ``CheckpointError`` where a job cannot go on from a driver's ``state``."""
+    was, now = state.get("agdc"), _shape(config)
+    if was != now:
+        raise CheckpointError(f"the checkpoint was written by a run with {was}, the job has {now}; resume with RUN/config.yaml")

@@ -1,0 +1,167 @@
+"""Searches that plan one move ahead: infotaxis, entrotaxis, DCEE; a random walk, and an oracle that knows the source.
+
+A planner weighs each move by what the belief would become. Readings at the place a move leads to are drawn from the belief, M of them,
+and each reweights all particles: tensors [E, K moves, M readings, N particles], a part of the E episodes at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from reasoner_ray.agents.agdc.source_belief import SourceBelief
+from reasoner_ray.envs.source_term.core import MOVES, SourceTermBatch, at_ground
+from reasoner_ray.envs.source_term.plume import SensorTerms, concentration, read_sensor
+from reasoner_ray.registry import Registry
+
+ELEMENTS = 200_000
+"""Log-likelihoods that exist at once: what a processor's cache holds."""
+HEADINGS = 8
+"""Directions that are weighed where an agent may take any."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a policy is asked about: E searches under way."""
+
+    search: SourceTermBatch
+    belief: SourceBelief
+    features: torch.Tensor  # float32 [E, F]
+
+
+class Policy(Protocol):
+    """Chooses moves."""
+
+    def act(self, view: View) -> torch.Tensor:
+        """int64 [E] (discrete moves) or float32 [E] (headings)."""
+        ...
+
+
+PLANNERS: Registry[type] = Registry("planner", "agdc.policy")
+
+
+class _Moves:
+    """The moves a planner chooses from."""
+
+    def __init__(self, search: SourceTermBatch) -> None:
+        self.discrete = search.config.moves == "discrete"
+        angles = torch.arange(HEADINGS, device=search.device) * (2 * math.pi / HEADINGS)
+        self._headings = torch.where(angles > math.pi, angles - 2 * math.pi, angles)
+        turned = torch.stack([torch.cos(self._headings), torch.sin(self._headings)], dim=-1)
+        directions = MOVES.to(search.device) if self.discrete else turned
+        limits = torch.tensor([search.config.scene.width, search.config.scene.height], device=search.device)
+        self.places = torch.minimum((search.position[:, None] + directions * search.config.speed).clamp_min(0.0), limits)
+        """Where each move leads, [E, K, 2]."""
+
+    def action(self, index: torch.Tensor) -> torch.Tensor:
+        """What the environment takes for moves ``index`` [E]."""
+        return index if self.discrete else self._headings[index]
+
+
+class _Lookahead:
+    """A planner that scores moves by reweighted beliefs; the least score wins."""
+
+    def __init__(self, readings: int = 25, seed: int = 0) -> None:
+        """``readings``: M, drawn for each move."""
+        self._readings = readings
+        self._stream = torch.Generator().manual_seed(seed)
+
+    def act(self, view: View) -> torch.Tensor:
+        """The best move of each episode."""
+        moves, belief = _Moves(view.search), view.belief.filter
+        k, n = moves.places.shape[1], belief.settings.particles
+        at_once = max(1, ELEMENTS // (k * self._readings * n))
+        scores = [self._some(moves.places[i : i + at_once], view.belief, slice(i, i + at_once)) for i in range(0, belief.n, at_once)]
+        return moves.action(torch.cat(scores).argmin(dim=-1))
+
+    def _some(self, places: torch.Tensor, belief: SourceBelief, some: slice) -> torch.Tensor:
+        """Scores [e, K] of a part of the episodes."""
+        inner, grounded = belief.filter, at_ground(places)
+        particles, log_weights = inner.particles[some], inner.log_weights[some]
+        chosen = torch.multinomial(log_weights.exp(), self._readings, replacement=True, generator=self._stream)
+        sources = torch.gather(particles, 1, chosen[..., None].expand(-1, -1, 8))
+        means = concentration(sources[:, None], grounded[:, :, None])  # [e, K, M]
+        normal = torch.randn(means.shape, generator=self._stream)
+        readings = read_sensor(means, normal, torch.rand(means.shape, generator=self._stream), inner.sensor)
+        terms = SensorTerms.of(concentration(particles[:, None], grounded[:, :, None]), inner.sensor).unsqueeze(2)
+        log_likelihood = terms.of_reading(readings[..., None])  # [e, K, M, N]
+        joint = log_likelihood + log_weights[:, None, None]
+        after = torch.log_softmax(joint, dim=-1)
+        best = after.argmax(dim=-1, keepdim=True)  # log p(reading) is joint - after, wherever that is finite
+        evidence = (torch.gather(joint, -1, best) - torch.gather(after, -1, best)).squeeze(-1)
+        return self.score(places, particles, after.exp_(), log_likelihood, evidence).mean(dim=-1)
+
+    def score(
+        self, places: torch.Tensor, particles: torch.Tensor, weights: torch.Tensor, log_likelihood: torch.Tensor, evidence: torch.Tensor
+    ) -> torch.Tensor:
+        """[e, K, M], the less the better, of reweighted beliefs ``weights`` [e, K, M, N]; ``evidence`` [e, K, M]: log p(reading)."""
+        raise NotImplementedError
+
+
+@PLANNERS.register("infotaxis")
+class Infotaxis(_Lookahead):
+    """The largest expected information: KL(belief after || belief before), Vergassola et al. 2007 in particle form."""
+
+    def score(
+        self, places: torch.Tensor, particles: torch.Tensor, weights: torch.Tensor, log_likelihood: torch.Tensor, evidence: torch.Tensor
+    ) -> torch.Tensor:
+        """Minus the divergence: sum w' log(w' / w) = sum w' log-likelihood - log p(reading)."""
+        return evidence - (weights * log_likelihood.clamp_min(-1e6)).sum(dim=-1)
+
+
+@PLANNERS.register("entrotaxis")
+class Entrotaxis(_Lookahead):
+    """The most uncertain reading: the entropy of its predictive distribution, Hutchinson et al. 2018, estimated as -mean log p(reading)."""
+
+    def score(
+        self, places: torch.Tensor, particles: torch.Tensor, weights: torch.Tensor, log_likelihood: torch.Tensor, evidence: torch.Tensor
+    ) -> torch.Tensor:
+        """Minus the entropy."""
+        return evidence
+
+
+@PLANNERS.register("dcee")
+class DCEE(_Lookahead):
+    """Dual control for exploitation and exploration: the least E[|p - E(s|y)|² + tr Cov(s|y)], Chen, Rhodes and Liu 2021."""
+
+    def score(
+        self, places: torch.Tensor, particles: torch.Tensor, weights: torch.Tensor, log_likelihood: torch.Tensor, evidence: torch.Tensor
+    ) -> torch.Tensor:
+        """Squared way to the source's expected place, and the variance about that."""
+        place = particles[..., :2]
+        moments = torch.cat([place, place.square().sum(dim=-1, keepdim=True)], dim=-1)
+        found = weights @ moments[:, None]  # [e, K, M, 3]
+        mean = found[..., :2]
+        variance = (found[..., 2] - mean.square().sum(dim=-1)).clamp_min(0.0)
+        return (places[:, :, None] - mean).square().sum(dim=-1) + variance
+
+
+@PLANNERS.register("random")
+class RandomWalk:
+    """A uniform move."""
+
+    def __init__(self, seed: int = 0) -> None:
+        """Repeatable by ``seed``."""
+        self._stream = torch.Generator().manual_seed(seed)
+
+    def act(self, view: View) -> torch.Tensor:
+        """Any move."""
+        moves = _Moves(view.search)
+        return moves.action(torch.randint(moves.places.shape[1], (view.search.n,), generator=self._stream))
+
+
+@PLANNERS.register("oracle")
+class Oracle:
+    """Walks to the true source, which it knows: what a search cannot do, as a bound on the way."""
+
+    def __init__(self, seed: int = 0) -> None:
+        pass
+
+    def act(self, view: View) -> torch.Tensor:
+        """The move that comes nearest."""
+        moves = _Moves(view.search)
+        off = torch.linalg.vector_norm(moves.places - view.search.source[:, None, :2], dim=-1)
+        return moves.action(off.argmin(dim=-1))

@@ -1,0 +1,151 @@
+"""A job of kind agdc as an RLlib algorithm: environments for its runners, its configuration, and what it has learnt as a policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn.dqn import DQNConfig
+from ray.rllib.algorithms.ppo.ppo import PPOConfig
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.tune.registry import register_env
+
+from reasoner_ray.agents.agdc.cessation import make_rule
+from reasoner_ray.agents.agdc.ddpg import DDPGConfig
+from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
+from reasoner_ray.agents.agdc.planners import View
+from reasoner_ray.agents.agdc.settings import AgdcConfig
+from reasoner_ray.agents.agdc.source_belief import SourceBelief
+from reasoner_ray.agents.agdc.wrappers import VectorAGDC
+from reasoner_ray.config import JobConfig
+from reasoner_ray.envs.source_term.environment import SourceTermVector
+from reasoner_ray.envs.source_term.settings import SourceTermConfig
+from reasoner_ray.errors import ConfigError, ModelError
+
+ENVIRONMENT = "reasoner_ray_source_term"
+N_SCALED = 8
+
+
+def scale_observation(observation: torch.Tensor, config: SourceTermConfig) -> torch.Tensor:
+    """Observations [E, 7] (``core.OBSERVATION``) as numbers of order 1, [E, 8]: what a policy without a belief is shown."""
+    x, y, reading, wind, direction, diffusivity, lifetime = observation.unbind(-1)
+    columns = [
+        2 * x / config.scene.width - 1,
+        2 * y / config.scene.height - 1,
+        torch.log1p(reading / config.sensor.threshold) / 8,
+        wind / 3,
+        torch.cos(direction),
+        torch.sin(direction),
+        diffusivity / 3,
+        lifetime / 10,
+    ]
+    return torch.stack(columns, dim=-1)
+
+
+class ScaledSearch(VectorWrapper):
+    """SourceTerm for a policy that has no belief."""
+
+    def __init__(self, env: SourceTermVector) -> None:
+        super().__init__(env)
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, (N_SCALED,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._config = env.config
+
+    def reset(  # type: ignore[override]
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin episodes."""
+        observation, infos = self.env.reset(seed=seed, options=options)
+        return self._scaled(observation), infos
+
+    def step(  # type: ignore[override]
+        self, actions: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """A step of all."""
+        observation, *rest = self.env.step(actions)
+        return (self._scaled(observation), *rest)
+
+    def _scaled(self, observation: np.ndarray) -> np.ndarray:
+        return scale_observation(torch.as_tensor(observation), self._config).numpy()
+
+
+def make_search(context: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
+    """The environment of an env runner: ``context`` has ``agdc`` (an ``AgdcConfig`` as plain data) and, from RLlib, ``num_envs``."""
+    agdc, n = AgdcConfig.model_validate(context["agdc"]), int(context.get("num_envs", 1))
+    env = SourceTermVector(n, agdc.environment)
+    if not agdc.detect:
+        return ScaledSearch(env)
+    belief = SourceBelief(agdc.belief, agdc.environment, n, tolerance=agdc.tolerance)
+    return VectorAGDC(env, belief, make_rule(agdc.cessation), agdc.feedback, observe="features")
+
+
+def algorithm_config(config: JobConfig) -> AlgorithmConfig:
+    """What RLlib needs to know of a job. Raises ``ConfigError`` for settings that the algorithm does not have."""
+    agdc, learner = config.agdc, config.learner
+    made: AlgorithmConfig = {"ppo": PPOConfig, "dqn": DQNConfig, "ddpg": DDPGConfig}[agdc.algorithm]()
+    register_env(ENVIRONMENT, make_search)
+    made.environment(env=ENVIRONMENT, env_config={"agdc": agdc.model_dump(mode="json")})
+    made.framework("torch")
+    made.debugging(seed=config.seed)
+    made.env_runners(
+        num_env_runners=config.rollout.workers if config.rollout.workers > 1 else 0,
+        num_envs_per_env_runner=agdc.episodes_at_once,
+        gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT,
+        rollout_fragment_length=agdc.fragment or "auto",
+        num_cpus_per_env_runner=config.rollout.cpus,
+    )
+    made.learners(num_learners=learner.ranks if learner.ranks > 1 else 0, num_cpus_per_learner=learner.cpus)
+    replays = agdc.algorithm != "ppo"
+    made.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=agdc.steps_per_iteration if replays else None)
+    settings: dict[str, Any] = {"lr": learner.lr, "grad_clip": learner.max_grad_norm, "grad_clip_by": "global_norm", **agdc.settings}
+    if agdc.algorithm == "ddpg":
+        settings["hidden"] = agdc.hidden
+    else:
+        made.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=list(agdc.hidden), fcnet_activation="relu", vf_share_layers=False))
+    try:
+        made.training(**settings)
+    except TypeError as error:
+        raise ConfigError(f"agdc.settings: {agdc.algorithm} of RLlib does not take them: {error}") from error
+    if agdc.learner == "deepspeed":
+        made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
+        made.training(learner_config_dict={"zero_stage": learner.zero_stage, "timeout_s": learner.collective_timeout_s})
+    return made
+
+
+class TrainedPolicy:
+    """An RLlib module that acts greedily."""
+
+    def __init__(self, module: RLModule, agdc: AgdcConfig) -> None:
+        self._module, self._agdc = module, agdc
+
+    @staticmethod
+    def load(folder: Path, agdc: AgdcConfig) -> TrainedPolicy:
+        """What a run exported. Raises ``ModelError``."""
+        if not (folder / "module_state.pkl").is_file() and not list(folder.glob("module_state*")):
+            raise ModelError(f"no trained policy at {folder} (model.path); give the folder model/ of a run of kind agdc")
+        return TrainedPolicy(RLModule.from_checkpoint(str(folder.absolute())), agdc)
+
+    @torch.no_grad()
+    def act(self, view: View) -> torch.Tensor:
+        """The most likely move of each episode, or the mean heading."""
+        shown = view.features if self._agdc.detect else scale_observation(view.search.observe(), self._agdc.environment)
+        out = self._module.forward_inference({Columns.OBS: shown.float()})
+        if Columns.ACTIONS in out:
+            action = out[Columns.ACTIONS]
+        else:
+            kind = self._module.get_inference_action_dist_cls()
+            action = kind.from_logits(out[Columns.ACTION_DIST_INPUTS]).to_deterministic().sample()
+        if self._agdc.environment.moves == "discrete":
+            return action.long().reshape(-1)
+        return action.reshape(-1).clamp(-1.0, 1.0) * math.pi

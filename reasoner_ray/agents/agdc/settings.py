@@ -1,0 +1,104 @@
+"""Settings of agents that detect and cease their own goals (``kind: agdc``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from reasoner_ray.envs.source_term.settings import SensorConfig, SourceTermConfig
+from reasoner_ray.section import Section
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+
+
+class BeliefConfig(Section):
+    """A particle filter over the source's parameters."""
+
+    particles: int = Field(500, ge=2)
+    resample_below: float = Field(
+        0.5, gt=0, lt=1, description="effective sample size, as a share of the particles, that calls for resampling"
+    )
+    move: Literal["posterior", "reading", "none"] = Field(
+        "posterior",
+        description="Metropolis moves after resampling: by every reading so far, of which none is given full weight at once; by the newest "
+        "reading alone, as in published code; or none",
+    )
+    move_steps: int = Field(3, ge=1, description="moves of each particle after resampling")
+    sensor: SensorConfig | None = Field(None, description="what the filter takes the sensor for; null: the environment's")
+
+
+class FeedbackConfig(Section):
+    """Self-feedback: what an agent adds to the environment's reward. It reads the belief alone, never the truth."""
+
+    stop: float = Field(100.0, description="earned when the agent ends its episode")
+    step: float = Field(0.0, description="paid each step, on top of what the environment takes")
+    information: float = Field(0.0, ge=0, description="times the fall of log(spread) in a step: what was learnt")
+    patience: int = Field(1, ge=1, description="steps in a row for which the rule must hold")
+    min_steps: int = Field(0, ge=0, description="steps before which no agent ends its episode")
+
+
+class CessationConfig(Section):
+    """When an agent takes its goal for reached."""
+
+    rule: str = Field("spread", description="spread, deviation, mass, calibrated, never, or module:Class of your own")
+    threshold: float | tuple[float, ...] = Field(
+        0.2,
+        description="spread: m, of the position's root total variance; deviation: a standard deviation for each parameter, or one for all; "
+        "mass: probability near the mean; calibrated: probability of being right",
+    )
+    calibration: str | None = Field(None, description="calibrated: the file that `fit_calibration` wrote")
+
+
+class AgdcConfig(Section):
+    """A search that ends itself: environment, belief, rule, self-feedback, and what learns it (RLlib)."""
+
+    environment: SourceTermConfig = SourceTermConfig()
+    belief: BeliefConfig = BeliefConfig()
+    cessation: CessationConfig = CessationConfig(threshold=0.5)
+    feedback: FeedbackConfig = FeedbackConfig()
+    detect: bool = Field(True, description="false: no belief; the policy sees observations alone and never ends an episode")
+    tolerance: float = Field(1.0, gt=0, description="m; an estimate within it of the source is right")
+    policy: str = Field("trained", description="`reasoner eval`: trained (model.path), or infotaxis, entrotaxis, dcee, random, oracle")
+    algorithm: Literal["ppo", "dqn", "ddpg"] = "ppo"
+    settings: dict[str, Any] = Field(default_factory=dict, description="passed to the algorithm's `training()` of RLlib")
+    hidden: tuple[int, ...] = Field((128, 128), description="widths of the networks' layers")
+    episodes_at_once: int = Field(32, ge=1, description="environments of an env runner (rollout.workers says how many of these)")
+    fragment: int | None = Field(None, ge=1, description="steps of each environment between learning; null: the algorithm's own")
+    steps_per_iteration: int = Field(4000, ge=1, description="dqn, ddpg: environment steps of a training step (of ppo: its train batch)")
+    learner: Literal["rllib", "deepspeed"] = Field(
+        "rllib", description="who steps the optimiser; deepspeed takes learner.zero_stage 0 to 2"
+    )
+    calibrate: str | None = Field(None, description="`reasoner eval`: fit the rule `calibrated` to the episodes and write it here")
+    gif: str | None = Field(None, description="`reasoner eval`: play the episode of the first seed and write it here as an animation")
+
+
+def agdc_problems(config: JobConfig) -> list[str]:
+    """Every combination of keys that kind agdc cannot work with, each as one sentence."""
+    agdc, problems = config.agdc, []
+    if agdc.algorithm == "dqn" and agdc.environment.moves != "discrete":
+        problems.append("agdc.algorithm: dqn chooses among moves; set agdc.environment.moves=discrete, or take ppo or ddpg")
+    if agdc.algorithm == "ddpg" and agdc.environment.moves != "heading":
+        problems.append("agdc.algorithm: ddpg learns a heading; set agdc.environment.moves=heading, or take ppo or dqn")
+    if agdc.learner == "rllib" and config.learner.zero_stage:
+        problems.append("learner.zero_stage: RLlib's own learner has none; set agdc.learner=deepspeed")
+    if config.learner.zero_stage == 3:
+        problems.append("learner.zero_stage: RLlib reads whole parameters, which stage 3 splits; take 2 or below")
+    if config.learner.zero_stage and config.learner.ranks > 1:
+        problems.append(
+            "learner.zero_stage: RLlib checkpoints the first learner's optimiser alone, and stages 1 and 2 split it over "
+            f"{config.learner.ranks} ranks; set learner.zero_stage=0 or learner.ranks=1"
+        )
+    return problems
+
+
+def agdc_numbers(config: JobConfig) -> dict[str, int | float | str]:
+    """Every number that follows from a job of kind agdc, for ``--dry-run``."""
+    agdc = config.agdc
+    return {
+        "episodes at once": config.rollout.workers * agdc.episodes_at_once,
+        "particles at once": config.rollout.workers * agdc.episodes_at_once * agdc.belief.particles * agdc.detect,
+        "learner actors": config.learner.ranks if config.learner.ranks > 1 else "none, the driver learns",
+        "run folder": str(config.run_dir),
+    }

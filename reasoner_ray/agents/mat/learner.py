@@ -1,0 +1,297 @@
+"""The learner of one rank: segments of all workers in, an updated network and its metrics out; and the ranks together.
+
+Every rank reads all segments and computes the same credit and normalisation; of each minibatch it takes every ``ranks``-th row. So
+an update is the same however many ranks there are, and no moments need to be exchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from reasoner_ray.agents.mat.network import MultiAgentTransformer
+from reasoner_ray.agents.mat.ppo import Rows, Totals, normalised, team_credit, team_loss
+from reasoner_ray.agents.mat.settings import SCRATCH, MatConfig
+from reasoner_ray.agents.mat.value_norm import ValueNorm
+from reasoner_ray.agents.mat.worker import Segment, join
+from reasoner_ray.envs.multi_agent.spec import TeamSpec
+from reasoner_ray.errors import ModelError, NonFiniteError
+from reasoner_ray.learner.checkpoint import load_state, save_state
+from reasoner_ray.learner.engine import GradientEngine, start_process_group
+from reasoner_ray.learner.group import LearnerGroup
+from reasoner_ray.learner.schedule import rate_scale
+from reasoner_ray.losses import summarise
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+
+WEIGHTS, ABOUT = "network.safetensors", "network.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """A step's environment steps as rows, on the device that learns."""
+
+    segment: Segment  # its tensors [R, n, ...]
+    advantages: torch.Tensor  # float32 [R, n]
+    returns: torch.Tensor  # float32 [R, n]; in units of reward
+    policy_weights: torch.Tensor  # float32 [R, n]
+    value_weights: torch.Tensor  # float32 [R, n]
+
+
+class MatLearner:
+    """A network that learns. Every rank calls the same methods in the same order."""
+
+    def __init__(self, config: JobConfig, rank: int = 0, world_size: int = 1, store: dist.Store | None = None, *, team: TeamSpec) -> None:
+        """``store`` is where the ranks meet, needed from two on. Raises ``ModelError``, ``EnvironmentProblem``."""
+        self.config = config
+        if config.learner.torch_threads is not None:
+            torch.set_num_threads(config.learner.torch_threads)
+        start_process_group(rank, world_size, store, config.learner.collective_timeout_s)
+        torch.manual_seed(config.seed)  # every rank draws the same first weights
+        self.team = team
+        self.network = MultiAgentTransformer(team, config.mat)
+        if config.model.path != SCRATCH:
+            load_weights(self.network, Path(config.model.path), team)
+        self.network.to("cuda" if torch.cuda.is_available() else "cpu")
+        groups = [{"name": "network", "params": list(self.network.parameters()), "lr": config.learner.lr}]
+        self.engine = GradientEngine(self.network, lambda: dict(self.network.named_parameters()), groups, config.learner)
+        self.value_norm = ValueNorm(config.mat.value_norm_beta)
+        self._updates_done = 0
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def train_step(self, segments: Sequence[Segment]) -> dict[str, float]:
+        """Learn from all workers' segments; returns metrics of the whole step, the same on all ranks.
+
+        Raises ``NonFiniteError`` on all ranks, weights unchanged, where a loss or gradient is not finite.
+        """
+        started, learner = time.perf_counter(), self.config.learner
+        segment = join(segments)
+        data = self._prepare(segment)
+        rows, passes = segment.rows, []
+        for _ in range(learner.epochs):
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self._updates_done)
+            for part in torch.randperm(rows, generator=generator).tensor_split(learner.updates_per_step):
+                passes.append(self._update(data, part.to(self.engine.device)))
+        metrics = {key: sum(p[key] for p in passes if key in p) / sum(key in p for p in passes) for key in passes[0]}
+        seconds = time.perf_counter() - started
+        return metrics | {
+            "mismatch/max_abs": passes[0]["mismatch/max_abs"],  # later passes look at weights that have moved on
+            "learner/seconds": seconds,
+            "learner/updates_per_s": len(passes) / seconds,
+            "learner/value_mean": self.value_norm.moments[0],
+            "learner/value_std": self.value_norm.moments[1],
+        }
+
+    def _prepare(self, segment: Segment) -> _Data:
+        """Credit for all steps, in units of reward, and the rows that minibatches are drawn from."""
+        mat, active = self.config.mat, segment.active
+        scale = self.value_norm.denormalise if mat.value_norm else (lambda x: x)
+        credit = team_credit(
+            segment.rewards,
+            scale(segment.values),
+            scale(segment.next_values),
+            segment.terminated,
+            segment.truncated,
+            active,
+            advantage=mat.advantage,
+            gamma=mat.gamma,
+            gae_lambda=mat.gae_lambda,
+        )
+        counted = active if mat.mask_policy else torch.ones_like(active)
+        advantages = normalised(credit.advantages, counted) if mat.normalise_advantage else credit.advantages
+        device = self.engine.device
+
+        def flat(x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(0, 1).to(device)
+
+        return _Data(
+            segment=Segment(**{name: flat(x) for name, x in _tensors(segment).items()}),
+            advantages=flat(advantages),
+            returns=flat(credit.returns),
+            policy_weights=flat(counted.float()),
+            value_weights=flat(active.float() if mat.mask_value else torch.ones(active.shape)),
+        )
+
+    def _update(self, data: _Data, part: torch.Tensor) -> dict[str, float]:
+        """One optimiser step on the rows ``part`` (of all ranks); its metrics."""
+        mat, engine = self.config.mat, self.engine
+        if mat.value_norm:
+            self.value_norm.update(data.returns[part], data.value_weights[part])
+        totals = Totals(policy=float(data.policy_weights[part].sum()), value=max(float(data.value_weights[part].sum()), 1.0))
+        sums: Counter[str] = Counter()
+        losses, farthest = [], 0.0
+        micros = self._micro_batches(part)
+        for i, rows in enumerate(micros):
+            inputs = self._rows(data, rows)
+            loss, metrics = team_loss(
+                inputs,
+                totals,
+                clip=mat.clip,
+                clip_value=mat.clip_value,
+                huber_delta=mat.huber,
+                entropy_coef=mat.entropy,
+                value_coef=mat.value_coef,
+            )
+            engine.backward(loss, last=i == len(micros) - 1)
+            losses.append(float(loss.detach()))
+            sums.update({key: float(value) for key, value in metrics.items()})
+            if len(rows):
+                farthest = max(farthest, float((inputs.logprobs - inputs.old_logprobs).detach().abs().max()))
+        norm = self._apply(data, part, losses)
+        names = sorted(sums)
+        shown = summarise(dict(zip(names, engine.reduce([sums[n] for n in names]), strict=True)))
+        (farthest,) = engine.reduce([farthest], dist.ReduceOp.MAX)
+        scale = self._lr_scale(self._updates_done - 1)
+        rates = {"learner/lr": self.config.learner.lr * scale, "learner/grad_norm": norm, "mismatch/max_abs": farthest}
+        return {f"learner/{name}": value for name, value in shown.items()} | rates
+
+    def _micro_batches(self, part: torch.Tensor) -> list[torch.Tensor]:
+        """This rank's rows of ``part``, in as many pieces as every rank has (ZeRO 2 reduces after each)."""
+        ranks = self.engine.world_size
+        most = max(1, self.config.learner.tokens_per_microbatch // self.network.n_agents)
+        pieces = math.ceil(math.ceil(len(part) / ranks) / most)
+        return list(part[self.engine.rank :: ranks].tensor_split(pieces))
+
+    def _rows(self, data: _Data, rows: torch.Tensor) -> Rows:
+        """The network's view of ``rows`` beside what was known of them."""
+        segment, n = data.segment, self.network.n_agents
+        order = segment.order[rows] if segment.order.shape[-1] == n else None
+        judged = self.engine.call(segment.observations[rows], segment.legal[rows], segment.actions[rows], order)
+        targets = data.returns[rows]
+        return Rows(
+            logprobs=judged.logprobs,
+            entropy=judged.entropy,
+            values=judged.values,
+            old_logprobs=segment.logprobs[rows],
+            old_values=segment.values[rows],
+            advantages=data.advantages[rows],
+            targets=self.value_norm.normalise(targets) if self.config.mat.value_norm else targets,
+            policy_weights=data.policy_weights[rows],
+            value_weights=data.value_weights[rows],
+            parts=self.network.head.parts,
+        )
+
+    def _apply(self, data: _Data, part: torch.Tensor, losses: list[float]) -> float:
+        """The optimiser step, unless something is not finite on any rank; returns the gradient norm."""
+        (bad,) = self.engine.reduce([float(not all(map(math.isfinite, losses)))], dist.ReduceOp.MAX)
+        if bad:
+            self.engine.discard()
+            self._stop_not_finite(data, part, losses, math.nan)
+        norm = self.engine.step(self._lr_scale(self._updates_done))
+        if not math.isfinite(norm):
+            self._stop_not_finite(data, part, losses, norm)
+        self._updates_done += 1
+        return norm
+
+    def _stop_not_finite(self, data: _Data, part: torch.Tensor, losses: list[float], norm: float) -> NoReturn:
+        """Save the minibatch and raise."""
+        folder = self.config.run_dir / "nonfinite"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"update-{self._updates_done:06d}-rank-{self.engine.rank:05d}.pt"
+        kept = {name: x[part].cpu() for name, x in _tensors(data.segment).items()}
+        kept |= {"advantages": data.advantages[part].cpu(), "returns": data.returns[part].cpu()}
+        torch.save({"rows": kept, "losses": losses, "grad_norm": norm}, path)
+        what = "a gradient" if all(map(math.isfinite, losses)) else "the loss"
+        raise NonFiniteError(
+            f"update {self._updates_done}: {what} is not finite; weights were left as they are. The minibatch is in {path} "
+            "(torch.load). Usual causes: learner.lr too high, rewards of extreme size"
+        )
+
+    def _lr_scale(self, update: int) -> float:
+        """Of optimiser step ``update``, by the job's schedule."""
+        learner = self.config.learner
+        updates = self.config.trainer.steps * learner.updates_per_step * learner.epochs
+        return rate_scale(update, learner.lr_schedule, warmup=learner.warmup_steps, updates=updates)
+
+    # -- weights and checkpoints ---------------------------------------------------------------------------
+
+    def state_for_sync(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of every weight."""
+        for name, tensor in self.network.state_dict().items():
+            yield name, tensor.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's state into ``folder``. Raises ``OSError`` on all ranks where one cannot."""
+        save_state(folder, self.engine, {"updates_done": self._updates_done, "value_norm": self.value_norm.state_dict()})
+
+    def load(self, folder: Path) -> None:
+        """Continue from ``save``, bit for bit. Raises ``CheckpointError``."""
+        counters = load_state(folder, self.engine)
+        self._updates_done = int(counters["updates_done"])
+        self.value_norm.load_state_dict(counters["value_norm"])
+
+    def export(self, folder: Path) -> None:
+        """Write the network with its team and settings: what ``load_network`` reads."""
+        if self.engine.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_for_sync()}, folder / WEIGHTS)
+            about = {"team": self.team.to_dict(), "mat": self.config.mat.model_dump(mode="json")}
+            (folder / ABOUT).write_text(json.dumps(about, indent=1))
+
+
+class MatLearners(LearnerGroup):
+    """All ranks, as the driver uses them. ``team`` must be set before ``start``: it is what the workers' environments say."""
+
+    def __init__(self, config: JobConfig) -> None:
+        super().__init__(config)
+
+    def of(self, team: TeamSpec) -> None:
+        """Learn for ``team``."""
+        self._make = partial(MatLearner, team=team)
+
+    async def train_step(self, groups: Sequence[Any]) -> dict[str, float]:
+        """One step on all workers' segments, references to ``Segment``; every rank reads all of them."""
+        return (await self._call("train_step", list(groups)))[0]
+
+    async def publish_weights(self) -> list[Any]:
+        """References to the weights as ``Bucket``s: workers act on CPUs, so they travel through the object store."""
+        buckets: list[Any] = (await self._call("publish_weights"))[0]
+        return buckets
+
+
+def load_network(folder: Path) -> tuple[MultiAgentTransformer, TeamSpec]:
+    """A network that ``MatLearner.export`` wrote, and the team it acts for. Raises ``ModelError``."""
+    team, settings = _about(folder)
+    network = MultiAgentTransformer(team, settings)
+    load_weights(network, folder, team)
+    return network.eval(), team
+
+
+def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec) -> None:
+    """Take the weights in ``folder``. Raises ``ModelError`` where they are of a network of another shape."""
+    there, _ = _about(folder)
+    if difference := there.difference(team):
+        raise ModelError(f"{folder} was trained for another team ({difference}); take the environment it was trained on")
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: the weights do not fit the network: {' '.join(str(error).split())[:400]}; check the section mat"
+        ) from error
+
+
+def _about(folder: Path) -> tuple[TeamSpec, MatConfig]:
+    try:
+        tree = json.loads((folder / ABOUT).read_text())
+        return TeamSpec.from_dict(tree["team"]), MatConfig.model_validate(tree["mat"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder} holds no network of kind mat ({type(error).__name__}: {error}); give the folder model/ of a run"
+        ) from error
+
+
+def _tensors(segment: Segment) -> dict[str, torch.Tensor]:
+    return {name: getattr(segment, name) for name in Segment.__dataclass_fields__}

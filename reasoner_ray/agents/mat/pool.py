@@ -1,0 +1,180 @@
+"""Rollout workers as Ray actors, and the driver's handle on them: a worker that dies is replaced and its segment collected again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from reasoner_ray.actor_calls import result_of
+from reasoner_ray.envs.multi_agent.spec import TeamSpec
+from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.settings import usable_cores
+
+if TYPE_CHECKING:
+    from reasoner_ray.agents.mat.worker import RolloutWorker
+    from reasoner_ray.config import JobConfig
+    from reasoner_ray.envs.multi_agent.teams import Episode
+
+Ref = Any
+START_S = 300.0
+"""How long workers may take to find room and make their environments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """A worker's segment, as a reference, and its summary."""
+
+    segment: Ref
+    summary: dict[str, Any]
+
+
+class WorkerActor:
+    """Body of an actor."""
+
+    def __init__(self, config: JobConfig, index: int) -> None:
+        import torch
+
+        workers = config.rollout.workers
+        torch.set_num_threads(config.rollout.torch_threads or max(1, usable_cores() // workers))
+        self._config, self._index = config, index
+        self._worker: RolloutWorker | None = None
+
+    def begin(self) -> TeamSpec:
+        """Make the environments. Raises ``ReasonerError``."""
+        from reasoner_ray.agents.mat.worker import RolloutWorker
+
+        self._worker = RolloutWorker(self._config, self._index)
+        return self._worker.team
+
+    @property
+    def worker(self) -> RolloutWorker:
+        """The worker itself. Raises ``RuntimeError`` before ``begin``."""
+        if self._worker is None:
+            raise RuntimeError("the worker has not begun")
+        return self._worker
+
+    def process_id(self) -> int:
+        """Of this actor."""
+        return os.getpid()
+
+    def load(self, buckets: Sequence[Ref]) -> None:
+        """Take published weights."""
+        from reasoner_ray.sync.buckets import unpack_bucket
+
+        for bucket in ray.get(list(buckets)):
+            self.worker.load(unpack_bucket(bucket))
+
+    def collect(self, step: int, fresh: bool) -> tuple[Any, dict[str, Any]]:
+        """See ``RolloutWorker.collect``; the segment stays in the object store."""
+        return self.worker.collect(step, fresh=fresh)
+
+    def evaluate(self, seeds: Sequence[int]) -> list[Episode]:
+        """See ``RolloutWorker.evaluate``."""
+        return self.worker.evaluate(seeds)
+
+
+class WorkerPool:
+    """All workers of a job. Raises ``EnvironmentProblem`` where one dies more often than ``rollout.restart_limit``."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+        self._actors: list[Any] = []
+        self._deaths = [0] * config.rollout.workers
+        self._published: Sequence[Ref] = ()
+        self._team: TeamSpec | None = None
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were replaced so far."""
+        return sum(self._deaths)
+
+    @property
+    def team(self) -> TeamSpec:
+        """What the workers' agents see and do. Raises ``RuntimeError`` before ``start``."""
+        if self._team is None:
+            raise RuntimeError("the workers have not started")
+        return self._team
+
+    async def start(self) -> None:
+        """Start every worker. Raises ``ReasonerError``."""
+        self._actors = [self._new(index) for index in range(self._config.rollout.workers)]
+        begun = asyncio.gather(*(result_of(actor.begin.remote()) for actor in self._actors))
+        try:
+            self._team = (await asyncio.wait_for(begun, START_S))[0]
+        except TimeoutError as error:
+            raise EnvironmentProblem(
+                f"{len(self._actors)} workers of rollout.cpus={self._config.rollout.cpus:g} did not start within {START_S:g} s; "
+                "lower rollout.workers or rollout.cpus, or add nodes"
+            ) from error
+        except RayActorError as error:
+            raise EnvironmentProblem(f"a rollout worker died at its start: {error}") from error
+
+    async def load(self, published: Sequence[Ref]) -> None:
+        """Give the learner's weights to every worker, and to those that replace one."""
+        self._published = published
+        await asyncio.gather(*(self._call(i, "load", published) for i in range(len(self._actors))))
+
+    async def collect(self, step: int, *, fresh: bool) -> list[Collected]:
+        """Every worker's segment of training step ``step``. A worker that dies meanwhile collects its own anew, with new episodes."""
+        return list(await asyncio.gather(*(self._collect(i, step, fresh) for i in range(len(self._actors)))))
+
+    async def evaluate(self, seeds: Sequence[int]) -> list[Episode]:
+        """One greedy episode from each seed, in their order."""
+        n = len(self._actors)
+        shares = await asyncio.gather(*(self._call(i, "evaluate", seeds[i::n]) for i in range(n) if len(seeds[i::n])))
+        return [shares[k % n][k // n] for k in range(len(seeds))]
+
+    async def process_ids(self) -> list[int]:
+        """Of the workers."""
+        return list(await asyncio.gather(*(self._call(i, "process_id") for i in range(len(self._actors)))))
+
+    async def stop(self) -> None:
+        """End every worker."""
+        actors, self._actors = self._actors, []
+        for actor in actors:
+            ray.kill(actor)
+
+    def _new(self, index: int) -> Any:
+        options = {"num_cpus": self._config.rollout.cpus, "resources": dict(self._config.cluster.rollout_resources) or None}
+        return ray.remote(WorkerActor).options(**options, max_restarts=0).remote(self._config, index)
+
+    async def _collect(self, index: int, step: int, fresh: bool) -> Collected:
+        while True:
+            try:
+                segment, summary = self._actors[index].collect.options(num_returns=2).remote(step, fresh)
+                return Collected(segment=segment, summary=await result_of(summary))
+            except RayActorError as error:
+                await self._replace(index, error)
+                fresh = True
+
+    async def _call(self, index: int, method: str, *args: Any) -> Any:
+        while True:
+            try:
+                return await result_of(getattr(self._actors[index], method).remote(*args))
+            except RayActorError as error:
+                await self._replace(index, error)
+
+    async def _replace(self, index: int, error: RayActorError) -> None:
+        """A new worker in the place of a dead one, with the newest weights."""
+        limit = self._config.rollout.restart_limit
+        while True:
+            self._deaths[index] += 1
+            if self._deaths[index] > limit:
+                raise EnvironmentProblem(
+                    f"rollout worker {index} died {self._deaths[index]} times (rollout.restart_limit={limit}); its log under the Ray "
+                    "session folder says why, most often memory: lower multi_agent.envs"
+                ) from error
+            self._actors[index] = actor = self._new(index)
+            try:
+                await result_of(actor.begin.remote())
+                if self._published:
+                    await result_of(actor.load.remote(self._published))
+                return
+            except RayActorError as again:
+                error = again

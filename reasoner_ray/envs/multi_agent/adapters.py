@@ -1,0 +1,125 @@
+"""Environments for teams by name; each comes with a package of its own that is asked for when it is missing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, cast
+
+from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
+from reasoner_ray.envs.multi_agent.teams import Teams
+from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.registry import Registry, check_arguments
+
+Maker = Callable[..., Any]
+"""``make(*, render_mode, **args)``: a PettingZoo ``ParallelEnv``."""
+ENVIRONMENTS: Registry[Maker] = Registry("environment", "multi_agent.name")
+PARTICLES = (
+    *("simple", "simple_adversary", "simple_crypto", "simple_push", "simple_reference", "simple_speaker_listener"),
+    *("simple_spread", "simple_tag", "simple_world_comm"),
+)
+"""Scenarios of mpe2, the multi-agent particle environments."""
+
+
+def make_teams(config: MultiAgentConfig, n_envs: int, *, pictures: bool = False) -> Teams:
+    """``n_envs`` of the environments that ``config`` names; ``pictures``: they can be drawn.
+
+    Raises ``ConfigError`` for a name or argument that is unknown, ``EnvironmentProblem`` for a package that is not installed.
+    """
+    if config.name == "vmas":
+        return _make_vmas(config, n_envs)
+    from reasoner_ray.envs.multi_agent.parallel import ParallelTeams
+
+    maker = ENVIRONMENTS.get(config.name)
+    check_arguments(maker, config.args, "multi_agent.args", reserved=("render_mode",))
+    mode = "rgb_array" if pictures else None
+    try:
+        return ParallelTeams(lambda: maker(render_mode=mode, **config.args), n_envs, config)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"multi_agent.args: {config.name} cannot be made with {config.args}: {type(error).__name__}: {error}") from error
+
+
+def need(module: str, install: str) -> Any:
+    """An optional package's module. Raises ``EnvironmentProblem`` that says what installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"multi_agent.name needs a package that cannot be imported ({error}); run `pip install {install}`"
+        ) from error
+
+
+def _particles(scenario: str) -> Maker:
+    def make(*, render_mode: str | None = None, **args: Any) -> Any:
+        """A scenario of mpe2 (version 3, version 4 of ``simple_speaker_listener``)."""
+        version = 4 if scenario == "simple_speaker_listener" else 3
+        return need(f"mpe2.{scenario}_v{version}", "mpe2==1.1.1 pygame-ce==2.5.8").parallel_env(render_mode=render_mode, **args)
+
+    return make
+
+
+for _scenario in PARTICLES:
+    ENVIRONMENTS.register(_scenario)(_particles(_scenario))
+
+
+@ENVIRONMENTS.register("lbforaging")
+def make_foraging(*, render_mode: str | None = None, id: str = "Foraging-8x8-2p-2f-coop-v3", **args: Any) -> Any:
+    """Level-based foraging by its Gymnasium id."""
+    from reasoner_ray.envs.multi_agent.tuples import TupleTeam, foraging_solved
+
+    need("lbforaging", "lbforaging==2.0.0")
+    return TupleTeam(_gymnasium(id, args), foraging_solved, render_mode)
+
+
+@ENVIRONMENTS.register("rware")
+def make_warehouse(*, render_mode: str | None = None, id: str = "rware-tiny-2ag-v2", **args: Any) -> Any:
+    """The robotic warehouse by its Gymnasium id."""
+    from reasoner_ray.envs.multi_agent.tuples import TupleTeam, never_solved
+
+    need("rware", "rware==2.0.0")
+    return TupleTeam(_gymnasium(id, args), never_solved, render_mode)
+
+
+@ENVIRONMENTS.register("mamujoco")
+def make_mamujoco(
+    *,
+    render_mode: str | None = None,
+    scenario: str = "HalfCheetah",
+    agent_conf: str | None = "6x1",
+    agent_obsk: int | None = 0,
+    faulty: str | None = None,
+    **args: Any,
+) -> Any:
+    """Multi-agent MuJoCo of gymnasium-robotics. ``faulty`` names an agent whose actions never reach its joints."""
+    mamujoco = need("gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi", "gymnasium-robotics==1.4.2 mujoco==4.0.0")
+    env = mamujoco.parallel_env(scenario, agent_conf, agent_obsk=agent_obsk, render_mode=render_mode, **args)
+    if faulty is None:
+        return env
+    from reasoner_ray.envs.multi_agent.faulty import FaultyAgent
+
+    if faulty not in env.possible_agents:
+        raise ConfigError(f"multi_agent.args.faulty: no agent {faulty!r}; there are {', '.join(env.possible_agents)}")
+    return FaultyAgent(env, faulty)
+
+
+def _gymnasium(id: str, args: dict[str, Any]) -> Any:
+    import gymnasium
+
+    try:
+        return gymnasium.make(id, disable_env_checker=True, **args)
+    except gymnasium.error.Error as error:
+        raise ConfigError(f"multi_agent.args.id: {error}") from error
+
+
+def _make_vmas(config: MultiAgentConfig, n_envs: int) -> Teams:
+    """A scenario of vmas (``args.scenario``), whose environments are one batch."""
+    from reasoner_ray.envs.multi_agent.batched import BatchedTeams
+
+    args = {"scenario": "balance", "continuous_actions": True, **config.args}
+    vmas = need("vmas", "vmas==1.5.2 gym==0.26.2")
+    scenario = cast(str, args.pop("scenario"))
+    try:
+        env = vmas.make_env(scenario, n_envs, max_steps=config.max_steps, terminated_truncated=True, **args)
+    except (TypeError, ValueError, AssertionError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise ConfigError(f"multi_agent.args: vmas cannot make {scenario!r} with {args}: {type(error).__name__}: {error}") from error
+    return BatchedTeams(env, n_envs, config)

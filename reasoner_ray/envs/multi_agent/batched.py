@@ -1,0 +1,79 @@
+"""vmas: E environments as one batch of tensors, stepped in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
+from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamView
+from reasoner_ray.envs.multi_agent.teams import Teams, TeamStep, ends, episode_seed
+from reasoner_ray.errors import EnvironmentProblem
+
+
+class BatchedTeams(Teams):
+    """See ``Teams``. Agents live and end together. One random source serves all environments, so ``begin`` seeds it once."""
+
+    def __init__(self, env: Any, n_envs: int, config: MultiAgentConfig) -> None:
+        """``env`` is what ``vmas.make_env(..., terminated_truncated=True)`` made of ``n_envs`` environments."""
+        self._env = env
+        agents = tuple(agent.name for agent in env.agents)
+        sizes = [int(np.prod(space.shape)) for space in env.observation_space]
+        choices = tuple(0 if env.continuous_actions else int(space.n) for space in env.action_space)
+        dims = tuple(int(space.shape[0]) if env.continuous_actions else 0 for space in env.action_space)
+        super().__init__(config, n_envs, agents, sizes, ActionLayout(choices=choices, dims=dims))
+        self._ranges = [torch.as_tensor(space.high) for space in env.action_space] if env.continuous_actions else []
+
+    def begin(self, seeds: Sequence[int]) -> TeamView:
+        """See ``Teams.begin``."""
+        observations = self._env.reset(seed=episode_seed(int(seeds[0]), len(seeds)))
+        self._totals[:], self._steps[:] = 0.0, 0
+        self._write(observations, np.ones(self.n_envs, bool))
+        return self._view()
+
+    def step(self, actions: np.ndarray) -> TeamStep:
+        """See ``Teams.step``."""
+        observations, earned, terminated, truncated, _ = self._env.step(
+            [self._action(i, actions[:, i]) for i in range(len(self.spec.agents))]
+        )
+        rewards = torch.stack(list(earned), -1).double().numpy()
+        team = self._earn(rewards, self._active)
+        dead, cut = terminated.numpy(), truncated.numpy()
+        ended = dead | cut
+        every = np.ones(len(self.spec.agents), bool)
+        dead_agents, cut_agents = ends(dead[:, None] & every, cut[:, None] & every, ended, self._config.reward)
+        self._write(observations, np.ones(self.n_envs, bool))
+        last, episodes = (self._view(ended) if ended.any() else None), []
+        for env in map(int, np.flatnonzero(ended)):
+            episodes.append(self._ended(env, truncated=not dead[env]))
+            self._env.reset_at(env, return_observations=False)
+        if episodes:
+            (observations,) = self._env.get_from_scenario(get_observations=True, get_rewards=False, get_infos=False, get_dones=False)
+            self._write(observations, ended)
+        return TeamStep(
+            view=self._view(), rewards=team, terminated=dead_agents, truncated=cut_agents, ended=ended, last=last, episodes=episodes
+        )
+
+    def render(self, env: int) -> np.ndarray:
+        """See ``Teams.render``."""
+        try:
+            return np.asarray(self._env.render(mode="rgb_array", env_index=env))
+        except ImportError as error:
+            raise EnvironmentProblem(f"vmas draws with pyglet, which is not there or finds no display ({error})") from error
+
+    def close(self) -> None:
+        """See ``Teams.close``: tensors need no farewell."""
+
+    def _action(self, agent: int, rows: np.ndarray) -> torch.Tensor:
+        """An agent's actions [E, dims] within its bounds, or the numbers of its choices [E, 1]."""
+        if not self._ranges:
+            return torch.from_numpy(rows[:, :1].copy())
+        bound = self._ranges[agent]
+        return torch.from_numpy(rows[:, : len(bound)].copy()).clamp(-1, 1) * bound
+
+    def _write(self, observations: Sequence[torch.Tensor], rows: np.ndarray) -> None:
+        for i, seen in enumerate(observations):
+            self._observations[rows, i, : seen.shape[-1]] = seen.numpy()[rows]

@@ -1,0 +1,160 @@
+"""Searches learnt by RLlib under the run's own steps, checkpoints and tracking; evaluation, calibration, animation, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from reasoner_ray.agents.agdc.cessation import Calibration
+from reasoner_ray.agents.agdc.launch import AgdcDriver, AlgorithmRunner, Parts, evaluate, train
+from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config, make_search, scale_observation
+from reasoner_ray.config import JobConfig, load_config
+from reasoner_ray.errors import CheckpointError, ConfigError, ModelError
+from reasoner_ray.trainer.checkpoint import list_checkpoints
+from reasoner_ray.trainer.tracking import Tracker
+
+ROOT = Path(__file__).parents[3]
+TINY = [
+    *("agdc.belief.particles=40", "agdc.environment.max_steps=25", "agdc.episodes_at_once=4", "agdc.hidden=[16]"),
+    *("tracking.wandb=off", "tracking.terminal=off", "trainer.eval_tasks=6", "trainer.eval_every=0", "agdc.steps_per_iteration=64"),
+]
+PPO = ["agdc.settings.train_batch_size_per_learner=64", "agdc.settings.minibatch_size=32", "agdc.settings.num_epochs=1"]
+REPLAY = ["agdc.settings.num_steps_sampled_before_learning_starts=16", "agdc.settings.train_batch_size_per_learner=16"]
+
+
+def job(out: Path, name: str, *overrides: str) -> JobConfig:
+    own = PPO if name.startswith("ppo") else REPLAY
+    return load_config(ROOT / "jobs" / "agdc" / f"{name}.yaml", [f"out={out}", *TINY, *own, *overrides])
+
+
+def run(config: JobConfig, resume_from: Path | None = None) -> tuple[AgdcDriver, dict[str, torch.Tensor]]:
+    """A run to its end, and the policy's weights."""
+    tracker = Tracker(config, config.run_dir, resume=resume_from is not None)
+    driver = AgdcDriver(config, Parts(learners=AlgorithmRunner(config), tracker=tracker))
+
+    async def whole() -> dict[str, torch.Tensor]:
+        try:
+            await driver.run(resume_from)
+            weights: dict[str, Any] = driver.parts.learners._algorithm.get_module().state_dict()
+            return {name: value.clone() for name, value in weights.items()}
+        finally:
+            await driver.stop()
+            tracker.finish("finished")
+
+    return driver, asyncio.run(whole())
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_it_did_and_goes_on_from_its_checkpoint(ray_cluster: Any, tmp_path: Path) -> None:
+    config = job(tmp_path, "ppo", "trainer.steps=2", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=3")
+    driver, weights = run(config)
+    assert driver.finished
+    assert driver.last_eval["eval/episodes"] == 6
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert lines[2]["episode/actions_in_all"] >= 128
+    assert "reward/mean" in lines[2]
+    assert "learner/total_loss" in lines[2]
+
+    exported = TrainedPolicy.load(config.run_dir / "model", config.agdc)
+    assert all(torch.equal(value, weights[name]) for name, value in exported._module.state_dict().items())
+
+    checkpoints = list_checkpoints(config.run_dir)
+    assert [path.name for path in checkpoints] == ["step-000001", "step-000002"]
+    longer = config.model_copy(update={"trainer": config.trainer.model_copy(update={"steps": 3})})
+    resumed, later = run(longer, checkpoints[-1])
+    assert resumed.step == 3
+    assert any(not torch.equal(value, weights[name]) for name, value in later.items()), "it went on learning"
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[3]["episode/actions_in_all"] > lines[2]["episode/actions_in_all"], "counters go on too"
+    with pytest.raises(CheckpointError, match="the job has"):
+        run(job(tmp_path, "ppo", "agdc.hidden=[8]"), checkpoints[-1])
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "ddpg", "ppo_without_agdc"])
+def test_runners_are_given_searches(name: str, tmp_path: Path) -> None:
+    config = job(tmp_path, name)
+    made = algorithm_config(config)
+    made.validate()
+    env = make_search({**made.env_config, "num_envs": 3})
+    shown, _ = env.reset(seed=1)
+    for _ in range(30):
+        shown, _, terminated, _, _ = env.step(env.action_space.sample())
+    assert env.single_observation_space.contains(shown[0])
+    if not config.agdc.detect:
+        assert not terminated.any()
+        raw = env.unwrapped.core.observe()  # type: ignore[attr-defined]
+        assert torch.equal(torch.as_tensor(shown), scale_observation(raw, config.agdc.environment))
+
+
+def test_planners_are_evaluated_animated_and_calibrated_on(tmp_path: Path) -> None:
+    files = [f"agdc.gif={tmp_path / 'search.gif'}", f"agdc.calibrate={tmp_path / 'fit.json'}"]
+    dcee = ["agdc.policy=dcee", "agdc.cessation.threshold=1.5", "trainer.eval_tasks=100"]
+    figures = evaluate(job(tmp_path, "ppo", *dcee, *files))
+    assert figures["eval/episodes"] == 100
+    assert figures["eval/success_low"] <= figures["eval/success"] <= figures["eval/success_high"]
+    with Image.open(tmp_path / "search.gif") as gif:
+        assert 2 <= gif.n_frames <= 26  # type: ignore[attr-defined]
+    fit = Calibration.load(tmp_path / "fit.json")
+    narrow, wide = fit.probability(torch.tensor([[-1.0, 2.0, 2.0, 3.0, 0.5], [1.5, -3.0, 1.0, 3.0, 2.0]]))
+    assert narrow > wide
+    assert evaluate(job(tmp_path, "ppo", *dcee)) == figures, "seeds fix the episodes, whatever else is asked for"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["agdc.algorithm=dqn", "agdc.environment.moves=heading"], r"agdc\.algorithm: dqn chooses among moves"),
+        (["agdc.algorithm=ddpg"], r"agdc\.algorithm: ddpg learns a heading"),
+        (["learner.zero_stage=1"], r"learner\.zero_stage: RLlib's own learner has none"),
+        (["agdc.learner=deepspeed", "learner.zero_stage=3"], r"learner\.zero_stage: .* take 2 or below"),
+        (["agdc.learner=deepspeed", "learner.zero_stage=1", "learner.ranks=2"], r"checkpoints the first learner's optimiser alone"),
+        (["agdc.environment.scene.width=0"], r"agdc\.environment\.scene\.width: .*greater than 0"),
+        (["agdc.belief.particels=3"], r"particels: unknown key; did you mean agdc\.belief\.particles"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_job_is_read(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(ROOT / "jobs" / "agdc" / "ppo.yaml", overrides)
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"agdc\.settings: ppo of RLlib does not take them: .*lambada"):
+        train(job(tmp_path, "ppo", "agdc.settings.lambada=1"))
+    with pytest.raises(ConfigError, match=r"threshold: 0\.0 can never be met"):
+        train(job(tmp_path, "ppo", "agdc.cessation.threshold=0.0"))
+    with pytest.raises(ModelError, match="no trained policy at"):
+        evaluate(job(tmp_path, "ppo", f"model.path={tmp_path}"))
+    assert not (tmp_path / "agdc-ppo").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("ppo", ["rollout.workers=2"]),
+        ("ppo", ["learner.ranks=2"]),
+        ("dqn", []),
+        ("ddpg", []),
+        ("ppo", ["agdc.learner=deepspeed", "learner.zero_stage=1"]),
+    ],
+)
+def test_each_algorithm_trains_resumes_and_is_evaluated_from_the_command_line(name: str, overrides: list[str], tmp_path: Path) -> None:
+    own = [f"out={tmp_path}", *TINY, *(PPO if name == "ppo" else REPLAY), *overrides]
+    command = [sys.executable, "-m", "reasoner_ray.cli"]
+    path = str(ROOT / "jobs" / "agdc" / f"{name}.yaml")
+    subprocess.run([*command, "train", path, *own, "trainer.steps=2", "trainer.checkpoint_every=1"], check=True, timeout=280)
+    folder = tmp_path / f"agdc-{name}"
+    subprocess.run([*command, "train", str(folder / "config.yaml"), "trainer.steps=3", "--resume"], check=True, timeout=280)
+    shown = subprocess.run(
+        [*command, "eval", str(folder / "config.yaml"), "--model", str(folder / "model")], check=True, capture_output=True, text=True
+    )
+    assert "eval/success:" in shown.stdout

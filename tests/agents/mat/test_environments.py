@@ -1,0 +1,197 @@
+"""Environments for teams: padding, masks, agents that die, ends by time and by success, bad input; each adapter where its package is."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+from pettingzoo.test import parallel_api_test
+
+from reasoner_ray.envs.multi_agent.adapters import ENVIRONMENTS, make_teams, need
+from reasoner_ray.envs.multi_agent.parallel import ParallelTeams
+from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
+from reasoner_ray.envs.multi_agent.spec import TeamSpec
+from reasoner_ray.envs.multi_agent.teams import Teams, TeamStep, team_rewards
+from reasoner_ray.errors import ConfigError, EnvironmentFault, EnvironmentProblem
+from tests.agents.mat.worlds import Island
+
+
+def teams(n_envs: int = 2, settings: dict[str, Any] | None = None, **island: Any) -> ParallelTeams:
+    config = MultiAgentConfig(**{"name": "island", "reward": "mean"} | (settings or {}))
+    return ParallelTeams(lambda: Island(**island), n_envs, config)
+
+
+def do(env: Teams, *rows: list[float]) -> TeamStep:
+    """One joint action, the same in every environment; a row an agent."""
+    return env.step(np.repeat(np.asarray(rows, np.float32)[None], env.n_envs, 0))
+
+
+WAIT = ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+
+
+def test_the_tests_own_world_keeps_to_pettingzoos_rules() -> None:
+    parallel_api_test(Island(), num_cycles=60)
+
+
+def test_spaces_that_differ_are_padded_and_agents_are_told_apart() -> None:
+    env = teams()
+    assert env.spec.actions.choices == (3, 2, 0) and env.spec.actions.dims == (0, 1, 2)
+    assert env.spec.observation == 3 + 3
+    view = env.begin([5, 6])
+    assert view.observations.shape == (2, 3, 6) and view.legal.shape == (2, 3, 3)
+    assert (view.observations[:, :, 3:] == np.eye(3)).all()
+    assert (view.observations[:, 1, 1:3] == 0).all(), "agent b sees one number"
+    assert view.legal[0].tolist() == [[True, False, True], [True, True, False], [True, True, True]]
+    assert TeamSpec.from_dict(env.spec.to_dict()) == env.spec
+
+
+def test_actions_reach_their_agents_in_their_own_units() -> None:
+    env = teams(1)
+    env.begin([0])
+    do(env, [2.0, 9.0, 9.0], [1.0, 0.5, 9.0], [9.0, -1.0, 3.0])
+    told = env._envs[0].told
+    assert told["a"] == 2
+    assert told["b"][0] == 11 and told["b"][1].tolist() == [7.5], "Discrete(start=10), and Box(0, 10) stretched"
+    assert told["c"].tolist() == [-2.0, 2.0], "Box(-2, 2), cut off at its bounds"
+
+
+def test_an_agent_that_dies_is_inactive_and_its_team_goes_on() -> None:
+    env = teams(1, dies_at=1, length=3)
+    env.begin([0])
+    first = do(env, *WAIT)
+    assert first.view.active.tolist() == [[True, True, False]] and not first.ended.any() and not first.terminated.any()
+    assert first.view.observations[0, 2, :3].tolist() == [1.0, 1.0, 1.0], "its last view"
+    second = do(env, *WAIT)
+    assert second.view.observations[0, 2].tolist() == [0, 0, 0, 0, 0, 1], "nothing but its number"
+    assert second.view.legal[0, 2].all()
+    assert first.rewards.tolist() == [[1.0, 1.0, 1.0]] and second.rewards[0, 0] == pytest.approx(1.0), "the mean of the living"
+
+
+def test_agents_that_earn_for_themselves_have_no_future_once_dead() -> None:
+    env = teams(1, {"reward": "own"}, dies_at=1, length=3)
+    env.begin([0])
+    first, second = do(env, *WAIT), do(env, *WAIT)
+    assert first.terminated.tolist() == second.terminated.tolist() == [[False, False, True]]
+    assert second.rewards.tolist() == [[1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("solved", [True, False])
+def test_an_end_by_success_and_an_end_by_time_are_told_apart(solved: bool) -> None:
+    env = teams(2, length=2, solved=solved)
+    before = env.begin([3, 4])
+    assert not do(env, *WAIT).ended.any()
+    end = do(env, *WAIT)
+    assert end.ended.all() and end.terminated.all() == solved and end.truncated.all() == (not solved)
+    assert end.last is not None and end.last.observations[:, 0, 0].tolist() == [2.0, 2.0], "what was seen last"
+    assert end.view.observations[0, 0, 0] == 0.0, "the next episode has begun"
+    assert [(e.env, e.total, e.steps, e.truncated) for e in end.episodes] == [(0, 2.0, 2, not solved), (1, 2.0, 2, not solved)]
+    assert end.view.observations[0, 0, 1] != before.observations[0, 0, 1], "with a seed of its own"
+    again = env.begin([3, 4])
+    assert np.array_equal(again.observations, before.observations), "the same base seed, the same episodes"
+
+
+def test_a_limit_of_steps_ends_an_episode_by_time() -> None:
+    env = teams(1, {"max_steps": 2}, length=50)
+    env.begin([0])
+    do(env, *WAIT)
+    end = do(env, *WAIT)
+    assert end.ended.all() and end.truncated.all() and not end.terminated.any()
+
+
+def test_team_rewards_by_hand() -> None:
+    rewards, active = np.array([[1.0, 2.0, 0.0]]), np.array([[True, True, False]])
+    assert team_rewards(rewards, active, "mean").tolist() == [[1.5, 1.5, 1.5]]
+    assert team_rewards(rewards, active, "sum").tolist() == [[3.0, 3.0, 3.0]]
+    assert team_rewards(rewards, active, "own").tolist() == [[1.0, 2.0, 0.0]]
+
+
+def test_standardised_observations_have_mean_0_and_deviation_1() -> None:
+    seen = teams(1, {"standardise": True}).begin([1]).observations
+    assert seen.mean(-1) == pytest.approx(np.zeros((1, 3)), abs=1e-5) and seen.std(-1) == pytest.approx(np.ones((1, 3)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("island", "message"),
+    [
+        ({"spoils": "observation"}, "the observation of a .* holds NaN"),
+        ({"spoils": "reward"}, "the reward of b .* is nan"),
+        ({"spoils": "mask"}, "the action mask of a .* allows nothing"),
+        ({"spoils": "shape"}, "c saw 4 numbers, its observation space has 3"),
+    ],
+)
+def test_what_nobody_can_learn_from_is_one_clear_error(island: dict[str, Any], message: str) -> None:
+    env = teams(1, **island)
+    env.begin([0])
+    with pytest.raises(EnvironmentFault, match=message):
+        do(env, *WAIT)
+
+
+def test_an_action_space_that_teams_cannot_act_in_is_refused() -> None:
+    class Odd(Island):
+        def action_space(self, agent: str) -> Any:
+            return spaces.MultiDiscrete([2, 3])
+
+    with pytest.raises(EnvironmentFault, match="the action space of a is MultiDiscrete"):
+        ParallelTeams(Odd, 1, MultiAgentConfig(name="odd"))
+
+
+def test_unknown_names_arguments_and_packages_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"multi_agent\.name: unknown environment 'simple_spred'; did you mean 'simple_spread'"):
+        make_teams(MultiAgentConfig(name="simple_spred"), 1)
+    with pytest.raises(EnvironmentProblem, match=r"cannot be imported .*run `pip install no-such==1`"):
+        need("no_such_package_of_anybody", "no-such==1")
+
+
+def test_a_users_own_environment_by_its_path() -> None:
+    env = make_teams(MultiAgentConfig(name="tests.agents.mat.worlds:make_island", args={"length": 4}), 2)
+    assert env.spec.agents == ("a", "b", "c")
+    with pytest.raises(ConfigError, match=r"multi_agent\.args\.lenght: unknown key; did you mean 'length'"):
+        make_teams(MultiAgentConfig(name="tests.agents.mat.worlds:make_island", args={"lenght": 4}), 2)
+
+
+ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "simple_spread": ("mpe2", {"max_cycles": 4}),
+    "simple_reference": ("mpe2", {"max_cycles": 4}),
+    "simple_speaker_listener": ("mpe2", {"max_cycles": 4}),
+    "lbforaging": ("lbforaging", {"id": "Foraging-5x5-2p-1f-coop-v3", "max_episode_steps": 4}),
+    "rware": ("rware", {"max_steps": 4}),
+    "mamujoco": ("gymnasium_robotics", {"max_episode_steps": 4}),
+    "vmas": ("vmas", {"scenario": "balance", "n_agents": 3}),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters(name: str) -> None:
+    package, args = ADAPTERS[name]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    env = make_teams(MultiAgentConfig(name=name, args=args, max_steps=4), 2)
+    rng = np.random.default_rng(0)
+    view = env.begin([1, 2])
+    layout = env.spec.actions
+    episodes = []
+    for _ in range(4):
+        choices = (
+            (view.legal * rng.random(view.legal.shape)).argmax(-1)[..., None] if layout.n_choices else np.empty((2, layout.n_agents, 0))
+        )
+        step = env.step(np.concatenate([choices, rng.uniform(-1, 1, (2, layout.n_agents, layout.n_dims))], -1).astype(np.float32))
+        view = step.view
+        episodes += step.episodes
+        assert step.rewards.dtype == np.float32 and step.rewards.shape == (2, layout.n_agents)
+    assert step.ended.all() and [e.steps for e in episodes] == [4, 4]
+    assert (step.truncated | step.terminated).all() and step.last is not None
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["lbforaging", "rware"])
+def test_wrapped_environments_keep_to_pettingzoos_rules(name: str) -> None:
+    package, args = ADAPTERS[name]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    env = ENVIRONMENTS.get(name)(**args)
+    assert isinstance(env, ParallelEnv)
+    parallel_api_test(env, num_cycles=20)
