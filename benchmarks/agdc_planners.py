@@ -2,7 +2,7 @@
 
 Settings: `calibrated` (random sources, estimates that err, the filter that keeps the posterior), and `published`, the one that the
 lineage of AGDC's environment has (a fixed source, priors centred on the truth, its filter and its rule), noisy and without noise.
-Every policy plays the same episodes.
+Every policy plays the same episodes. The planners play those of each run too, in its own job's setting.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import record
-from reasoner_ray.agents.agdc.cessation import make_rule
 from reasoner_ray.agents.agdc.evaluate import Arena, search_metrics
+from reasoner_ray.agents.agdc.launch import make_arena
 from reasoner_ray.agents.agdc.planners import PLANNERS, Policy
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy
 from reasoner_ray.agents.agdc.settings import AgdcConfig
@@ -56,11 +56,6 @@ def shifted(agdc: AgdcConfig, change: dict[str, Any]) -> AgdcConfig:
     return AgdcConfig.model_validate(tree)
 
 
-def arena_of(agdc: AgdcConfig) -> Arena:
-    """Where policies are compared."""
-    return Arena(agdc.environment, agdc.belief, make_rule(agdc.cessation), agdc.feedback, agdc.tolerance)
-
-
 def measure(arena: Arena, policies: dict[str, Policy], episodes: int, tolerance: float) -> dict[str, float]:
     """Figures of each policy, printed as they come."""
     figures: dict[str, float] = {}
@@ -78,7 +73,7 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=500)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--planners", nargs="*", default=["random", "infotaxis", "entrotaxis", "dcee", "oracle"])
     parser.add_argument("--shifts", nargs="*", default=[], choices=list(SHIFTS), help="also outside the range of training; with --runs")
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="folders of trained runs, each looked at in its own job's setting")
@@ -87,16 +82,16 @@ def main() -> None:
     for setting in args.settings:
         agdc = AgdcConfig.model_validate(SETTINGS[setting])
         policies: dict[str, Policy] = {name: PLANNERS.get(name)(seed=0) for name in args.planners}
-        found = measure(arena_of(agdc), policies, args.episodes, agdc.tolerance)
+        found = measure(make_arena(agdc), policies, args.episodes, agdc.tolerance)
         figures |= {f"{setting}/{name}": value for name, value in found.items()}
     for run in args.runs:
         agdc = load_config(run / "config.yaml").agdc
         for world, change in {"as_trained": {}, **{name: SHIFTS[name] for name in args.shifts}}.items():
             there = shifted(agdc, change) if change else agdc
-            policies = {run.name: TrainedPolicy.load(run / "model", there)}
-            policies |= {name: PLANNERS.get(name)(seed=0) for name in args.planners} if change else {}
-            found = measure(arena_of(there), policies, args.episodes, there.tolerance)
-            figures |= {f"{world}/{name}": value for name, value in found.items()}
+            policies = {"trained": TrainedPolicy.load(run / "model", there)}
+            policies |= {name: PLANNERS.get(name)(seed=0) for name in args.planners}
+            found = measure(make_arena(there), policies, args.episodes, there.tolerance)
+            figures |= {f"{run.name}/{world}/{name}": value for name, value in found.items()}
     settings = {"episodes": args.episodes, **{name: SETTINGS[name] for name in args.settings}}
     record("agdc_planners", settings=settings, figures=figures)
 

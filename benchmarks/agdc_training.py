@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from benchmarks._record import record
-from benchmarks.agdc_planners import arena_of
 from reasoner_ray.agents.agdc.evaluate import search_metrics
+from reasoner_ray.agents.agdc.launch import make_arena
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy
 from reasoner_ray.config import load_config
 
@@ -47,7 +47,7 @@ def main() -> None:
             run = train(job, seed, args.out, args.set)
             agdc = load_config(run / "config.yaml").agdc
             policy = TrainedPolicy.load(run / "model", agdc)
-            seeds.append(search_metrics(arena_of(agdc).run(policy, args.episodes), agdc.tolerance))
+            seeds.append(search_metrics(make_arena(agdc).run(policy, args.episodes), agdc.tolerance))
             print(f"{run.name}: " + ", ".join(f"{key} {seeds[-1][key]:.3g}" for key in SHOWN if key in seeds[-1]), flush=True)
         for key in SHOWN:
             if all(key in found for found in seeds):

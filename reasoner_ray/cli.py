@@ -60,13 +60,13 @@ def evaluate(
     """Greedy accuracy on the job's held-out prompts: `reasoner eval jobs/quickstart.yaml --model runs/quickstart/model`.
 
     Of kind prm and value: AUC and accuracy on held-out steps, and the first-error F1 of supervised.processbench. Of kind mat: the
-    return of greedy episodes from fixed seeds with its 95 % interval; one is drawn into RUN/episode.gif.
+    return of greedy episodes from fixed seeds with its 95 % interval, of RUN/model without --model; one is drawn into RUN/episode.gif.
     """
     from reasoner_ray.config import load_config
     from reasoner_ray.trainer.launch import evaluate as run
 
     config = load_config(job, [*(overrides or []), *([f"model.path={model}"] if model else [])])
-    for name, value in run(config).items():
+    for name, value in run(config, model).items():
         typer.echo(f"{name}: {value:.4g}")
 
 

@@ -171,7 +171,10 @@ class SyncConfig(Section):
     bucket_mb: int = Field(256, ge=1)
     probe_every: int = Field(10, ge=1, description="syncs between checks that rollout and learner log-probs agree")
     probe_tolerance: float | None = Field(
-        None, gt=0, description="nats, mean |difference| on the probe; None: 1e-3 in float32, 0.1 in bfloat16"
+        None,
+        gt=0,
+        description="nats, mean |difference| on the probe (kind mat: the greatest of a step's actions); None: 1e-3 in float32, "
+        "0.1 in bfloat16",
     )
 
 

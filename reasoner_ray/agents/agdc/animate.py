@@ -17,8 +17,9 @@ from reasoner_ray.envs.source_term.render import draw_scene, write_gif
 def animate(arena: Arena, policy: Policy, seed: int, file: Path) -> bool:
     """Play the episode of ``seed`` and write it to ``file``; says whether the agent ended it."""
     search = SourceTermBatch(arena.environment, 1)
-    belief = SourceBelief(arena.belief, arena.environment, 1, tolerance=arena.tolerance, seed=seed)
+    belief = SourceBelief(arena.belief, arena.environment, 1, tolerance=arena.tolerance)
     detector, one = GoalDetector(belief, arena.rule, arena.feedback, 1), torch.ones(1, dtype=torch.bool)
+    detector.seed(seed)
     features = detector.begin(one, search.reset(seeds=[seed]))
     path, frames, ceased, over = [search.position[0].clone()], [], False, False
     while True:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from reasoner_ray.agents.agdc.prior import SourcePrior
-from reasoner_ray.agents.agdc.settings import BeliefConfig
+from reasoner_ray.agents.agdc.settings import BeliefConfig, taken_sensor
 from reasoner_ray.envs.source_term.core import at_ground
 from reasoner_ray.envs.source_term.plume import PHI, TAU, D, Q, U, X, Y, Z, concentration, log_likelihood
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
@@ -22,6 +22,8 @@ AT_ONCE = 16_000
 """Particles that are updated at once: what a processor's cache holds."""
 ELEMENTS = 200_000
 """Concentrations that exist at once while moves are judged."""
+FAULTS = ("nonfinite", "unexplained", "broken", "forced")
+"""What a ``ParticleBelief`` counts of what is out of order."""
 LOWEST = -1e30
 """Stands for a log-probability of minus infinity where it is multiplied."""
 
@@ -64,15 +66,17 @@ class ParticleBelief:
     all readings, so the belief is calibrated. ``move="reading"`` is the filter of published source-term code (Ristic's): one stage, moves
     judged by the newest reading alone; it grows over-confident.
 
-    A reading that is not finite says nothing (``nonfinite`` counts it); one that no particle explains is set aside (``unexplained``).
+    A reading that is not finite says nothing (``nonfinite`` counts it); one that no particle explains is set aside (``unexplained``). A
+    particle whose likelihood is not a number explains nothing (``broken``). Where ``MAX_STAGES`` stages do not take a reading in, the rest
+    of it counts at once (``forced``).
     """
 
     def __init__(
         self, settings: BeliefConfig, environment: SourceTermConfig, n: int, seed: int = 0, device: str | torch.device = "cpu"
     ) -> None:
-        """``n`` beliefs at once."""
+        """``n`` beliefs at once. Raises ``ConfigError`` for a sensor without noise."""
         self.settings, self.n, self.device = settings, n, torch.device(device)
-        self.sensor = settings.sensor or environment.sensor
+        self.sensor = taken_sensor(settings, environment)
         self._prior = SourcePrior(environment)
         self._stream = torch.Generator(self.device).manual_seed(seed)
         count, readings = settings.particles, environment.max_steps + 1
@@ -83,7 +87,7 @@ class ParticleBelief:
         self._places = torch.zeros(n, readings, 3, device=self.device)
         self._readings = torch.full((n, readings), torch.nan, device=self.device)
         self._length = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.nonfinite = self.unexplained = self.resampled = 0
+        self.nonfinite = self.unexplained = self.broken = self.forced = self.resampled = 0
         blocks = torch.zeros(8, 8, device=self.device)
         for block in BLOCKS:
             for place in block:
@@ -132,6 +136,9 @@ class ParticleBelief:
         """A ``reading`` [e] at ``place`` [e, 3] for the beliefs ``rows`` [e]."""
         columns = self._columns[rows]
         now = log_likelihood(concentration(columns.mT, place[:, None]), reading[:, None], self.sensor)
+        broken = torch.isnan(now)
+        self.broken += int(broken.sum())
+        now = now.masked_fill(broken, -torch.inf)
         unexplained = torch.isneginf(now).all(dim=-1)
         self.unexplained += int(unexplained.sum())
         now = torch.where(unexplained[:, None], torch.zeros_like(now), now).clamp_min(LOWEST)
@@ -142,6 +149,10 @@ class ParticleBelief:
         self._take_in(state)
         self._columns[rows], self.log_weights[rows] = state.columns, state.log_weights
         self._log_likelihood[rows] = state.past + state.now
+
+    def faults(self) -> dict[str, int]:
+        """How often something was out of order, since the beliefs were made."""
+        return {name: getattr(self, name) for name in FAULTS}
 
     def mean(self) -> torch.Tensor:
         """[E, 8]."""
@@ -169,6 +180,8 @@ class ParticleBelief:
             part, share = state.part(active), 1 - done[active]
             if not single and stage < MAX_STAGES - 1:
                 share = self._largest_share(part, share, least)
+            elif not single:
+                self.forced += len(share)
             part.log_weights = _normalised(part.log_weights + share[:, None] * part.now)
             done[active] += share
             done[done > 1 - 1e-6] = 1.0

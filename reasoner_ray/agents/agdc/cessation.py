@@ -7,13 +7,14 @@ estimates are right.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from reasoner_ray.agents.agdc.settings import CessationConfig
+from reasoner_ray.agents.agdc.settings import CalibrationConfig, CessationConfig
 from reasoner_ray.errors import ConfigError, DataError
 from reasoner_ray.registry import Registry
 
@@ -125,7 +126,7 @@ class Calibrated:
             raise ConfigError(
                 "agdc.cessation.calibration: the rule `calibrated` reads a fit; `reasoner eval JOB agdc.calibrate=FILE` writes one"
             )
-        self._fit = Calibration.load(Path(config.calibration))
+        self._fit = Calibration.of(config.calibration)
 
     def wants(self, summary: BeliefSummary) -> torch.Tensor:
         """bool [E]."""
@@ -136,9 +137,9 @@ class Calibrated:
 class Calibration:
     """Logistic regression of being right on what a belief says: sigmoid(bias + weights . (evidence - centre) / scale)."""
 
-    centre: list[float]
-    scale: list[float]
-    weights: list[float]
+    centre: Sequence[float]
+    scale: Sequence[float]
+    weights: Sequence[float]
     bias: float
 
     def probability(self, evidence: torch.Tensor) -> torch.Tensor:
@@ -177,7 +178,12 @@ class Calibration:
     def save(self, file: Path) -> None:
         """Write JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({name: getattr(self, name) for name in ("centre", "scale", "weights", "bias")}, indent=1))
+        file.write_text(json.dumps(asdict(self), indent=1))
+
+    @staticmethod
+    def of(given: str | CalibrationConfig) -> Calibration:
+        """From a file's name, or from the numbers. Raises ``DataError``."""
+        return Calibration.load(Path(given)) if isinstance(given, str) else Calibration(**given.model_dump())
 
     @staticmethod
     def load(file: Path) -> Calibration:
@@ -188,6 +194,14 @@ class Calibration:
             raise DataError(f"no calibration at {file} (agdc.cessation.calibration)") from error
         except (ValueError, TypeError) as error:
             raise DataError(f"{file} holds no calibration: {error}") from error
+
+
+def with_numbers(config: CessationConfig) -> CessationConfig:
+    """``config`` with the numbers of its calibration in the file's place, for processes that cannot read it. Raises ``DataError``."""
+    if config.calibration is None:
+        return config
+    fit = CalibrationConfig.model_validate(asdict(Calibration.of(config.calibration)))
+    return config.model_copy(update={"calibration": fit})
 
 
 def make_rule(config: CessationConfig) -> CessationRule:

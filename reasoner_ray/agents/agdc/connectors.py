@@ -83,4 +83,6 @@ def _ceasing(env: Any) -> Ceasing:
         if isinstance(env, Ceasing):
             return env
         env = getattr(env, "env", None)
-    raise ConfigError("detect_goals ends episodes, so the runner's vector environment must be wrapped in reasoner_ray.agents.agdc.Ceasing")
+    raise ConfigError(
+        "detect_goals ends episodes, so the runner's vector environment must be wrapped in reasoner_ray.agents.agdc.wrappers.Ceasing"
+    )

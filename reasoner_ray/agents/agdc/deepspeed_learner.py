@@ -38,7 +38,8 @@ class DeepSpeedSteps:
     """Goes before a Torch learner among the bases of a class (``with_deepspeed`` makes one).
 
     One optimiser holds every parameter group that the learner registered, with its own learning rate. ``learner_config_dict`` has
-    ``zero_stage`` (0 to 2) and ``timeout_s``. Gradients are clipped by the norm over all groups (``grad_clip``).
+    ``zero_stage`` (0 to 2) and ``timeout_s``. Gradients are clipped by their norm (``grad_clip``), which several optimisers
+    cannot have: RLlib clips each one's apart.
     """
 
     def build(self) -> None:
@@ -48,6 +49,11 @@ class DeepSpeedSteps:
         config = learner.config
         if config.grad_clip is not None and config.grad_clip_by != "global_norm":
             raise ConfigError(f"grad_clip_by={config.grad_clip_by!r}: DeepSpeed clips by the global norm; set grad_clip_by=global_norm")
+        if config.grad_clip is not None and len(learner._named_optimizers) > 1:
+            raise ConfigError(
+                f"grad_clip={config.grad_clip:g}: RLlib clips the gradients of {len(learner._named_optimizers)} optimisers apart, "
+                "DeepSpeed all together; set grad_clip=null (agdc.settings.grad_clip)"
+            )
         options = config.learner_config_dict
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)  # RLlib has several learners meet
         start_process_group(rank, size, None, options.get("timeout_s", TIMEOUT_S))
@@ -59,6 +65,9 @@ class DeepSpeedSteps:
             config=deepspeed_settings(int(options.get("zero_stage", 0)), config.grad_clip),
             dist_init_required=False,
         )
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Leave the modules as they are: the engine averages gradients over ranks, which DDP would do a second time."""
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
         learner: Any = self

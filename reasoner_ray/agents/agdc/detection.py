@@ -12,6 +12,7 @@ import torch
 
 from reasoner_ray.agents.agdc.cessation import BeliefSummary, CessationRule
 from reasoner_ray.agents.agdc.settings import FeedbackConfig
+from reasoner_ray.seeds import BELIEF, derived_seed
 
 
 class Belief(Protocol):
@@ -65,9 +66,9 @@ class GoalDetector:
         self._log_spread = torch.zeros(n)
 
     def seed(self, seed: int | None) -> None:
-        """Make what follows repeatable, where the belief draws random numbers."""
+        """Make what follows repeatable, where the belief draws random numbers; they are none of an environment's of the same ``seed``."""
         if seed is not None and isinstance(self.belief, Seeded):
-            self.belief.seed(seed)
+            self.belief.seed(derived_seed(seed, BELIEF))
 
     def begin(self, mask: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Begin the episodes in ``mask`` (bool [E]); returns the features [E, F] of all."""

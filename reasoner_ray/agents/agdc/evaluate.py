@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import CessationRule
 from reasoner_ray.agents.agdc.detection import GoalDetector
 from reasoner_ray.agents.agdc.planners import Policy, View
@@ -14,6 +15,7 @@ from reasoner_ray.agents.agdc.settings import BeliefConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
 from reasoner_ray.envs.source_term.core import SourceTermBatch
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
+from reasoner_ray.seeds import LOOK, derived_seed
 
 FIRST_SEED = 1_000_000
 """Of evaluation: training episodes never begin from these."""
@@ -33,6 +35,7 @@ class Searches:
     distance: torch.Tensor  # float32 [n]; m, of the agent to the source at the end
     evidence: torch.Tensor  # float32 [n, C]; what `Calibrated` reads, at a random time of the episode
     evidence_error: torch.Tensor  # float32 [n]; m, of the estimate at that time
+    faults: torch.Tensor  # int64 [parts, F]; `belief.FAULTS`, of episodes played at once
 
     @staticmethod
     def join(parts: list[Searches]) -> Searches:
@@ -63,13 +66,15 @@ class Arena:
     def _play(self, policy: Policy, seeds: list[int]) -> Searches:
         n = len(seeds)
         search = SourceTermBatch(self.environment, n)
-        belief = SourceBelief(self.belief, self.environment, n, tolerance=self.tolerance, seed=seeds[0])
+        belief = SourceBelief(self.belief, self.environment, n, tolerance=self.tolerance)
         detector = GoalDetector(belief, self.rule, self.feedback, n)
+        detector.seed(seeds[0])
         active = torch.ones(n, dtype=torch.bool)
         features = detector.begin(active, search.reset(seeds=list(seeds)))
         stopped, travelled = torch.zeros(n, dtype=torch.bool), torch.zeros(n)
         error, distance, steps = torch.zeros(n), torch.zeros(n), torch.zeros(n, dtype=torch.long)
-        look = torch.randint(1, self.environment.max_steps + 1, (n,), generator=torch.Generator().manual_seed(seeds[0]))
+        looks = torch.Generator().manual_seed(derived_seed(seeds[0], LOOK))
+        look = torch.randint(1, self.environment.max_steps + 1, (n,), generator=looks)
         evidence, evidence_error = torch.zeros(n, 0), torch.zeros(n)
         while bool(active.any()):
             step = search.step(policy.act(View(search, belief, features)))
@@ -84,7 +89,8 @@ class Arena:
             evidence_error = torch.where(active & (steps <= look), off, evidence_error)
             stopped |= found.ceased
             active &= ~(found.ceased | step.truncated)
-        return Searches(stopped, error, steps, travelled, distance, evidence, evidence_error)
+        faults = torch.tensor([list(belief.filter.faults().values())])
+        return Searches(stopped, error, steps, travelled, distance, evidence, evidence_error, faults)
 
 
 def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
@@ -92,7 +98,7 @@ def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
 
     ``stop_rate``: the agent ended the episode; ``correct_stops``: of those, the estimate was within ``tolerance`` (m) of the source;
     ``success``: stopped, and correct; ``error`` (m), ``distance`` (m travelled), ``steps``: means over all episodes;
-    ``wrong_stops``: stopped and not correct, a share of all.
+    ``wrong_stops``: stopped and not correct, a share of all; ``belief_*``: totals of what the filter counts as out of order.
     """
     right = searches.error <= tolerance
     n, stops = len(right), int(searches.stopped.sum())
@@ -105,6 +111,7 @@ def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
         ("wrong_stops", stops - success, n),
     ):
         figures |= _share(name, hits, total)
+    figures |= {f"belief_{name}": float(total) for name, total in zip(FAULTS, searches.faults.sum(dim=0), strict=True)}
     for name, values in (("error", searches.error), ("distance", searches.travelled), ("steps", searches.steps.float())):
         figures |= _mean(name, values)
     return figures

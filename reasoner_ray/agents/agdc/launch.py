@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import Calibration, Never, make_rule
 from reasoner_ray.agents.agdc.evaluate import CALIBRATION_SEED, FIRST_SEED, Arena, search_metrics
 from reasoner_ray.agents.agdc.planners import PLANNERS, Policy
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config
+from reasoner_ray.agents.agdc.settings import AgdcConfig, CessationConfig
 from reasoner_ray.config import JobConfig
 from reasoner_ray.errors import CheckpointError, ConfigError, LearnerLost
 from reasoner_ray.trainer import launch
@@ -24,7 +29,12 @@ from reasoner_ray.trainer.checkpoint import read_driver_state
 from reasoner_ray.trainer.stepwise import StepDriver
 from reasoner_ray.trainer.tracking import Tracker
 
+log = logging.getLogger(__name__)
+
 MODULE = "default_policy"
+SAMPLED = "episode/actions_in_all"
+BUFFER = "replay_buffer.pkl"
+NEVER = CessationConfig(rule="never")
 
 
 def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, float]:
@@ -32,13 +42,14 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
-    algorithm_config(config)
-    make_arena(config)
+    made = algorithm_config(config)
+    make_arena(config.agdc)
     config, checkpoint = launch.choose_run(config, if_exists)
     if checkpoint is not None:
         _check_resumable(read_driver_state(checkpoint), config)
     launch.connect(config)
     try:
+        check_room(made, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         launch.make_run_folder(config, if_exists)
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         parts = Parts(learners=AlgorithmRunner(config), tracker=tracker)
@@ -50,21 +61,46 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
     return result
 
 
+def check_room(made: AlgorithmConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse a job whose actors the cluster's ``nodes`` can never hold: Ray would wait for ever. Raises ``ConfigError``.
+
+    RLlib places an env runner for each of ``rollout.workers``, and a learner for each of ``learner.ranks``, where there are 2 or more.
+    """
+    actors = [made.num_cpus_per_env_runner] * made.num_env_runners + [made.num_cpus_per_learner] * made.num_learners
+    free = [node.get("CPU", 0.0) for node in nodes]
+    for wanted in sorted(actors, reverse=True):
+        room = max(range(len(free)), key=free.__getitem__, default=None)
+        if room is None or free[room] < wanted:
+            raise ConfigError(
+                f"{made.num_env_runners} env runners of rollout.cpus={made.num_cpus_per_env_runner:g} and {made.num_learners} learners of "
+                f"learner.cpus={made.num_cpus_per_learner:g} do not fit on the cluster's nodes ("
+                f"{', '.join(format(node.get('CPU', 0.0), 'g') for node in nodes)} CPUs). Lower them (they are reservations, not limits), "
+                "rollout.workers or learner.ranks"
+            )
+        free[room] -= wanted
+
+
 def evaluate(config: JobConfig) -> dict[str, float]:
-    """Figures of ``agdc.policy`` over ``trainer.eval_tasks`` episodes of fixed seeds. Raises ``ReasonerError``."""
+    """Figures of ``agdc.policy`` over ``trainer.eval_tasks`` episodes of fixed seeds, with the fit that ``agdc.calibrate`` asks for.
+
+    Raises ``ReasonerError``.
+    """
     agdc, episodes = config.agdc, config.trainer.eval_tasks
     if not episodes:
         raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
-    arena, policy = make_arena(config), make_policy(config)
+    policy = make_policy(config)
+    if agdc.calibrate is not None:
+        file = Path(agdc.calibrate)
+        calibrate(make_arena(agdc.model_copy(update={"cessation": NEVER})), make_policy(config), episodes).save(file)
+        if agdc.cessation.rule == "calibrated":
+            agdc = agdc.model_copy(update={"cessation": agdc.cessation.model_copy(update={"calibration": str(file)})})
+    arena = make_arena(agdc)
     if agdc.gif is not None:
         from reasoner_ray.agents.agdc.animate import animate
 
         animate(arena, make_policy(config), FIRST_SEED, Path(agdc.gif))
     searches = arena.run(policy, episodes)
-    figures = {f"eval/{name}": value for name, value in search_metrics(searches, agdc.tolerance).items()}
-    if agdc.calibrate is not None:
-        calibrate(arena, make_policy(config), episodes).save(Path(agdc.calibrate))
-    return figures
+    return {f"eval/{name}": value for name, value in search_metrics(searches, agdc.tolerance).items()}
 
 
 def calibrate(arena: Arena, policy: Policy, episodes: int) -> Calibration:
@@ -76,10 +112,9 @@ def calibrate(arena: Arena, policy: Policy, episodes: int) -> Calibration:
     return Calibration.fit(walked.evidence, walked.evidence_error <= arena.tolerance)
 
 
-def make_arena(config: JobConfig) -> Arena:
-    """Where a job's policies are looked at. Raises ``ConfigError``, ``DataError``."""
-    agdc = config.agdc
-    rule = make_rule(agdc.cessation if agdc.detect else agdc.cessation.model_copy(update={"rule": "never"}))
+def make_arena(agdc: AgdcConfig) -> Arena:
+    """Where a job's policies are looked at; without ``detect`` they never end an episode. Raises ``ConfigError``, ``DataError``."""
+    rule = make_rule(agdc.cessation if agdc.detect else NEVER)
     return Arena(agdc.environment, agdc.belief, rule, agdc.feedback, agdc.tolerance)
 
 
@@ -105,26 +140,47 @@ class AlgorithmRunner:
     def __init__(self, config: JobConfig) -> None:
         self._config = config
         self._algorithm: Any = None
+        self._sampled = 0.0
 
     async def start(self) -> None:
         """Build the algorithm and its actors."""
+        self._sampled = 0.0
         self._algorithm = await asyncio.to_thread(lambda: algorithm_config(self._config).build_algo())
 
     async def train_step(self) -> dict[str, float]:
-        """One iteration of RLlib; its figures by the names of this system."""
-        return read_results(await self._call(lambda: self._algorithm.train()), self._config)
+        """One iteration of RLlib; its figures by the names of this system. Raises ``LearnerLost`` where no step was played in it."""
+        figures = read_results(await self._call(lambda: self._algorithm.train()), self._config)
+        sampled = figures.get(SAMPLED, 0.0)
+        if sampled <= self._sampled:
+            raise LearnerLost(f"RLlib played no step of any environment in an iteration ({sampled:g} in all): its env runners are gone")
+        self._sampled = sampled
+        return figures
 
     async def policy(self) -> TrainedPolicy:
         """What has been learnt so far."""
         return TrainedPolicy(await self._call(lambda: self._algorithm.get_module()), self._config.agdc)
 
     async def save(self, folder: Path) -> None:
-        """Write everything the algorithm needs to go on."""
+        """Write everything the algorithm needs to go on; what it replays too, which RLlib's own checkpoints lack."""
         await self._call(lambda: self._algorithm.save_to_path(str(folder.absolute())))
+        buffer = self._algorithm.local_replay_buffer
+        if buffer is not None:
+            await asyncio.to_thread(lambda: (folder / BUFFER).write_bytes(pickle.dumps(buffer.get_state())))
 
     async def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote."""
+        """Read what ``save`` wrote. Raises ``CheckpointError``."""
         await self._call(lambda: self._algorithm.restore_from_path(str(folder.absolute())))
+        self._sampled = 0.0
+        buffer = self._algorithm.local_replay_buffer
+        if buffer is None:
+            return
+        if not (folder / BUFFER).is_file():
+            log.warning("%s has no replay buffer: learning goes on with the steps that are played from now on", folder)
+            return
+        try:
+            await asyncio.to_thread(lambda: buffer.set_state(pickle.loads((folder / BUFFER).read_bytes())))
+        except (pickle.UnpicklingError, EOFError, KeyError) as error:
+            raise CheckpointError(f"{folder / BUFFER} holds no replay buffer ({error}); resume from another checkpoint") from error
 
     async def export(self, folder: Path) -> None:
         """Write the policy alone."""
@@ -157,7 +213,7 @@ class AgdcDriver(StepDriver):
 
     def __init__(self, config: JobConfig, parts: Parts) -> None:
         super().__init__(config, parts)
-        self._arena = make_arena(config)
+        self._arena = make_arena(config.agdc)
 
     async def _train_step(self) -> None:
         began, trainer = time.perf_counter(), self.config.trainer
@@ -190,10 +246,11 @@ def read_results(results: dict[str, Any], config: JobConfig) -> dict[str, float]
     names = {
         "episode_return_mean": "reward/mean",
         "episode_len_mean": "episode/steps",
-        "num_env_steps_sampled_lifetime": "episode/actions_in_all",
+        "num_env_steps_sampled_lifetime": SAMPLED,
     }
     figures = {ours: runners[theirs] for theirs, ours in names.items() if theirs in runners}
     figures |= {f"learner/{name}": value for name, value in learner.items() if isinstance(value, int | float | torch.Tensor)}
+    figures |= {f"faults/belief_{name}": runners[f"belief_{name}"] for name in FAULTS if f"belief_{name}" in runners}
     return {name: float(value) for name, value in figures.items() if value == value}
 
 

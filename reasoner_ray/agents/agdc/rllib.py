@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from gymnasium.vector.utils import batch_space
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn import DQNConfig
 from ray.rllib.algorithms.ppo.ppo import PPOConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.tune.registry import register_env
 
-from reasoner_ray.agents.agdc.cessation import make_rule
+from reasoner_ray.agents.agdc.cessation import make_rule, with_numbers
 from reasoner_ray.agents.agdc.ddpg import DDPGConfig
 from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
 from reasoner_ray.agents.agdc.planners import View
@@ -32,6 +34,7 @@ from reasoner_ray.config import JobConfig
 from reasoner_ray.envs.source_term.environment import SourceTermVector
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
 from reasoner_ray.errors import ConfigError, ModelError
+from reasoner_ray.seeds import RUNNERS, derived_seed
 
 ENVIRONMENT = "reasoner_ray_source_term"
 N_SCALED = 8
@@ -93,11 +96,13 @@ def make_search(context: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
 def algorithm_config(config: JobConfig) -> AlgorithmConfig:
     """What RLlib needs to know of a job. Raises ``ConfigError`` for settings that the algorithm does not have."""
     agdc, learner = config.agdc, config.learner
+    runners = agdc.model_copy(update={"cessation": with_numbers(agdc.cessation)}) if agdc.cessation.rule == "calibrated" else agdc
     made: AlgorithmConfig = {"ppo": PPOConfig, "dqn": DQNConfig, "ddpg": DDPGConfig}[agdc.algorithm]()
     register_env(ENVIRONMENT, make_search)
-    made.environment(env=ENVIRONMENT, env_config={"agdc": agdc.model_dump(mode="json")})
+    made.environment(env=ENVIRONMENT, env_config={"agdc": runners.model_dump(mode="json")})
     made.framework("torch")
-    made.debugging(seed=config.seed)
+    made.callbacks(CountFaults)
+    made.debugging(seed=derived_seed(config.seed, RUNNERS))  # runner w has this seed + w, and must not be another job's runner
     made.env_runners(
         num_env_runners=config.rollout.workers if config.rollout.workers > 1 else 0,
         num_envs_per_env_runner=agdc.episodes_at_once,
@@ -121,6 +126,26 @@ def algorithm_config(config: JobConfig) -> AlgorithmConfig:
         made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
         made.training(learner_config_dict={"zero_stage": learner.zero_stage, "timeout_s": learner.collective_timeout_s})
     return made
+
+
+class CountFaults(RLlibCallback):
+    """Logs what the beliefs of an env runner count as out of order: totals of the run, ``belief_*``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: Counter[str] = Counter()
+
+    def on_sample_end(self, *, env_runner: Any, metrics_logger: Any, samples: Any, **kwargs: Any) -> None:
+        """After each fragment."""
+        env = env_runner.env
+        while env is not None and not isinstance(env, VectorAGDC):
+            env = getattr(env, "env", None)
+        if env is None or not isinstance(env.detector.belief, SourceBelief):
+            return
+        now = Counter(env.detector.belief.filter.faults())
+        for name, total in now.items():
+            metrics_logger.log_value(f"belief_{name}", total - self._before[name], reduce="lifetime_sum")
+        self._before = now
 
 
 class TrainedPolicy:

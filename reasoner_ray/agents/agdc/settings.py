@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from reasoner_ray.envs.source_term.settings import SensorConfig, SourceTermConfig
+from reasoner_ray.errors import ConfigError
 from reasoner_ray.section import Section
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ class BeliefConfig(Section):
     sensor: SensorConfig | None = Field(None, description="what the filter takes the sensor for; null: the environment's")
 
 
+def taken_sensor(belief: BeliefConfig, environment: SourceTermConfig) -> SensorConfig:
+    """What a filter takes the sensor for. Raises ``ConfigError`` where that has no noise: no particle ever explains its readings."""
+    sensor = belief.sensor or environment.sensor
+    if sensor.noise == 0 and sensor.background == 0:
+        raise ConfigError(
+            "agdc.belief.sensor: a filter cannot work with a sensor of noise 0 and background 0, whose readings no particle hits exactly; "
+            "give it one that has noise (agdc.belief.sensor.noise=0.5), whatever agdc.environment.sensor has"
+        )
+    return sensor
+
+
 class FeedbackConfig(Section):
     """Self-feedback: what an agent adds to the environment's reward. It reads the belief alone, never the truth."""
 
@@ -37,6 +49,15 @@ class FeedbackConfig(Section):
     information: float = Field(0.0, ge=0, description="times the fall of log(spread) in a step: what was learnt")
     patience: int = Field(1, ge=1, description="steps in a row for which the rule must hold")
     min_steps: int = Field(0, ge=0, description="steps before which no agent ends its episode")
+
+
+class CalibrationConfig(Section):
+    """A fitted probability of being right, by its numbers (``cessation.Calibration``)."""
+
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[float, ...]
+    bias: float
 
 
 class CessationConfig(Section):
@@ -48,7 +69,9 @@ class CessationConfig(Section):
         description="spread: m, of the position's root total variance; deviation: a standard deviation for each parameter, or one for all; "
         "mass: probability near the mean; calibrated: probability of being right",
     )
-    calibration: str | None = Field(None, description="calibrated: the file that `fit_calibration` wrote")
+    calibration: str | CalibrationConfig | None = Field(
+        None, description="calibrated: the file that `reasoner eval JOB agdc.calibrate=FILE` wrote, or its numbers"
+    )
 
 
 class AgdcConfig(Section):
@@ -77,10 +100,24 @@ class AgdcConfig(Section):
 def agdc_problems(config: JobConfig) -> list[str]:
     """Every combination of keys that kind agdc cannot work with, each as one sentence."""
     agdc, problems = config.agdc, []
+    if agdc.detect:
+        try:
+            taken_sensor(agdc.belief, agdc.environment)
+        except ConfigError as error:
+            problems.append(str(error))
     if agdc.algorithm == "dqn" and agdc.environment.moves != "discrete":
         problems.append("agdc.algorithm: dqn chooses among moves; set agdc.environment.moves=discrete, or take ppo or ddpg")
     if agdc.algorithm == "ddpg" and agdc.environment.moves != "heading":
         problems.append("agdc.algorithm: ddpg learns a heading; set agdc.environment.moves=heading, or take ppo or dqn")
+    if (
+        agdc.learner == "deepspeed"
+        and agdc.algorithm == "ddpg"
+        and agdc.settings.get("grad_clip", config.learner.max_grad_norm) is not None
+    ):
+        problems.append(
+            "agdc.learner: deepspeed clips the gradients of actor and critics together, which ddpg wants apart; set "
+            "agdc.settings.grad_clip=null, or agdc.learner=rllib"
+        )
     if agdc.learner == "rllib" and config.learner.zero_stage:
         problems.append("learner.zero_stage: RLlib's own learner has none; set agdc.learner=deepspeed")
     if config.learner.zero_stage == 3:

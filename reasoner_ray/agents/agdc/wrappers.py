@@ -87,7 +87,8 @@ class Ceasing(VectorWrapper):
         """A step of every episode, or its beginning where it was over."""
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         if self._ceased.any():
-            observation, infos = self.env.reset(options={"reset_mask": self._ceased})
+            observation, begun = self.env.reset(options={"reset_mask": self._ceased})
+            infos = _merged(infos, begun, self._ceased)
             reward = np.where(self._ceased, 0.0, reward)
             terminated, truncated = terminated & ~self._ceased, truncated & ~self._ceased
         self._ceased, self._over = np.zeros_like(self._ceased), terminated | truncated
@@ -142,6 +143,26 @@ class VectorAGDC(VectorWrapper):
 
 
 _EVERYONE = torch.ones(1, dtype=torch.bool)
+
+
+def _merged(stepped: dict[str, Any], begun: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+    """Infos of a vector environment: those of ``begun`` for the episodes in ``mask`` [E], else those of ``stepped``.
+
+    Gymnasium says of each key in another, ``_key`` [E], who has it. What is no array of E entries is taken whole, of ``begun`` first.
+    """
+    merged: dict[str, Any] = {}
+    for key in stepped.keys() | begun.keys():
+        old, new = stepped.get(key), begun.get(key)
+        if isinstance(old, dict) or isinstance(new, dict):
+            merged[key] = _merged(old or {}, new or {}, mask)
+            continue
+        present = old if new is None else new
+        if not isinstance(present, np.ndarray) or present.shape[:1] != mask.shape:
+            merged[key] = present
+            continue
+        old, new = (np.zeros_like(present) if part is None else part for part in (old, new))
+        merged[key] = np.where(mask.reshape(-1, *[1] * (present.ndim - 1)), new, old)
+    return merged
 
 
 def _tensor(observation: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.agents.mat.learner import MatLearners
 from reasoner_ray.agents.mat.pool import Collected, WorkerPool
+from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.envs.multi_agent.teams import Episode
 from reasoner_ray.errors import CheckpointError, SyncError
@@ -49,6 +50,8 @@ class MatDriver(StepDriver):
         super().__init__(config, parts)
         self._fresh = True  # episodes are to begin anew
         self._steps_done = 0  # environment steps so far
+        self._anew_at, self._ended = 0, 0  # the step at which all episodes began anew, and how many have ended since
+        self._warned = False  # that none ever ends
 
     async def stop(self) -> None:
         """End every actor; safe after any failure."""
@@ -61,32 +64,59 @@ class MatDriver(StepDriver):
         await learners.start()
 
     async def _train(self) -> None:
-        self._fresh = True
+        self._fresh, self._anew_at, self._ended = True, self.step, 0
         if self.step == 0:
             self._steps_done = 0
         await self._sync()
         await super()._train()
 
     async def _train_step(self) -> None:
-        began, config = time.perf_counter(), self.config
+        began = time.perf_counter()
         collected = await self.parts.workers.collect(self.step, fresh=self._fresh)
         rolled_out = time.perf_counter()
         learned = await self.parts.learners.train_step([c.segment for c in collected])
         learnt = time.perf_counter()
         self._check_mismatch(learned)
         self.step += 1
-        every = config.trainer.checkpoint_every
-        self._fresh = bool(every) and self.step % every == 0
+        self._steps_done += sum(c.summary["steps"] for c in collected)
+        self._ended += sum(len(c.summary["returns"]) for c in collected)
+        self._begin_anew_if_due()
         await self._sync()
         synced = time.perf_counter()
-        if config.trainer.eval_every and self.step % config.trainer.eval_every == 0:
-            await self._evaluate()
         metrics = rollout_metrics(collected, rolled_out - began) | learned
-        self._steps_done += sum(c.summary["steps"] for c in collected)
         metrics["episode/actions_in_all"] = float(self._steps_done)
         metrics |= {"time/rollout_s": rolled_out - began, "time/learn_s": learnt - rolled_out, "time/sync_s": synced - learnt}
-        metrics |= {"time/step_s": time.perf_counter() - began, "faults/worker_restarts": float(self.parts.workers.restarts)}
+        metrics |= {"time/step_s": synced - began, "faults/worker_restarts": float(self.parts.workers.restarts)}
+        eval_every = self.config.trainer.eval_every
+        if eval_every and self.step % eval_every == 0:
+            await self._evaluate()
         self.parts.tracker.log(self.step, metrics | self._faults)
+
+    def _begin_anew_if_due(self) -> None:
+        """After a regular checkpoint all episodes begin anew; say so, once, where none came to its end before that."""
+        every = self.config.trainer.checkpoint_every
+        self._fresh = bool(every) and self.step % every == 0
+        if not self._fresh or self.step >= self.config.trainer.steps:
+            return
+        if not (self._ended or self._warned) and self.step - self._anew_at == every:
+            self._warned = True
+            self.parts.tracker.event(
+                f"no episode ended in the {every * self.config.multi_agent.segment_steps} steps between two checkpoints, after which "
+                "all begin anew: how they end is never seen. Raise trainer.checkpoint_every, or lower multi_agent.max_steps",
+                "warning",
+            )
+        self._anew_at, self._ended = self.step, 0
+
+    def _warnings(self) -> list[str]:
+        limit, trainer, steps = episode_limit(self.config.multi_agent), self.config.trainer, self.config.multi_agent.segment_steps
+        between = trainer.checkpoint_every * steps
+        if limit is None or not 0 < between < limit or trainer.steps <= trainer.checkpoint_every:
+            return []
+        self._warned = True
+        return [
+            f"episodes of up to {limit} steps begin anew every trainer.checkpoint_every * multi_agent.segment_steps = {between} steps, so "
+            f"their ends by time are never seen; set trainer.checkpoint_every={-(-limit // steps)} or more"
+        ]
 
     async def _sync(self) -> None:
         """Bring the learner's weights to every worker."""
@@ -123,6 +153,12 @@ class MatDriver(StepDriver):
                 f"the checkpoint is of another team ({difference}); resume with the environment it was written with, or start a new run"
             )
         self._steps_done = state["environment_steps"]
+
+
+def episode_limit(config: MultiAgentConfig) -> int | None:
+    """Steps after which an episode ends by time, as far as the job says: its own limit, or the one it gives the environment."""
+    limits = [config.max_steps, *(config.args.get(name) for name in ("max_cycles", "max_steps", "max_episode_steps"))]
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 def rollout_metrics(collected: Sequence[Collected], seconds: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from reasoner_ray.agents.mat.settings import SCRATCH
 from reasoner_ray.agents.mat.worker import RolloutWorker
 from reasoner_ray.envs.multi_agent.adapters import make_teams
 from reasoner_ray.envs.multi_agent.teams import Teams
-from reasoner_ray.errors import ConfigError, EnvironmentProblem, ModelError
+from reasoner_ray.errors import ConfigError, ModelError, ReasonerError
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.checkpoint import read_driver_state
 from reasoner_ray.trainer.tracking import Tracker
@@ -70,25 +70,37 @@ def check_room(config: JobConfig, available: Mapping[str, float]) -> None:
         raise ConfigError(f"learner.ranks={learner.ranks} need a GPU each where there are any; the cluster has {gpus:g}")
 
 
-def evaluate(config: JobConfig) -> dict[str, float]:
-    """Greedy episodes of a trained network (``model.path``, or the run's own ``model/``) from fixed seeds, in this process.
+def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
+    """Greedy episodes of a trained network from fixed seeds, in this process.
 
-    One more is drawn into ``RUN/episode.gif`` where the environment can be. Raises ``ReasonerError`` with what to do.
+    The network is ``model``, a folder that was asked for; else the run's own ``model/``, whatever it was fine-tuned from; else, where
+    nothing was trained yet, ``model.path``. One more episode is drawn into ``RUN/episode.gif`` where the environment can be, after
+    the return is printed. Raises ``ReasonerError`` with what to do.
     """
     if not config.trainer.eval_tasks:
         raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
     worker = RolloutWorker(config, 0)
-    folder = config.run_dir / "model" if config.model.path == SCRATCH else Path(config.model.path)
+    folder = evaluated_folder(config, model)
     network, team = load_network(folder)
     if difference := team.difference(worker.team):
         raise ModelError(f"{folder} was trained for another team ({difference}); evaluate it in the environment it was trained on")
     worker.policy = network
     figures = evaluation(worker.evaluate([FIRST_EVAL_SEED + i for i in range(config.trainer.eval_tasks)]))
+    said = "{eval/return:.4g} +- {eval/return_ci95:.2g} (95 %) in {eval/episodes:.0f} episodes"
+    print(f"{folder}: return {said.format_map(figures)}", flush=True)  # a display driver that crashes takes the process with it
     try:
         print(f"episode drawn into {draw_episode(worker, config.run_dir / GIF)}")
-    except EnvironmentProblem as problem:
+    except (ReasonerError, OSError) as problem:
         log.warning("no episode was drawn: %s", problem)
     return figures
+
+
+def evaluated_folder(config: JobConfig, model: str | None) -> Path:
+    """Where the network that ``evaluate`` looks at lies."""
+    if model is not None:
+        return Path(model)
+    own = config.run_dir / "model"
+    return own if own.exists() or config.model.path == SCRATCH else Path(config.model.path)
 
 
 def draw_episode(worker: RolloutWorker, path: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from ray.exceptions import ObjectLostError, RayTaskError
 from safetensors.torch import load_file, save_file
 
 from reasoner_ray.agents.mat.network import MultiAgentTransformer
@@ -26,7 +27,7 @@ from reasoner_ray.agents.mat.settings import SCRATCH, MatConfig
 from reasoner_ray.agents.mat.value_norm import ValueNorm
 from reasoner_ray.agents.mat.worker import Segment, join
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
-from reasoner_ray.errors import ModelError, NonFiniteError
+from reasoner_ray.errors import LearnerLost, ModelError, NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
 from reasoner_ray.learner.engine import GradientEngine, start_process_group
 from reasoner_ray.learner.group import LearnerGroup
@@ -62,12 +63,12 @@ class MatLearner:
         torch.manual_seed(config.seed)  # every rank draws the same first weights
         self.team = team
         self.network = MultiAgentTransformer(team, config.mat)
+        self.value_norm = ValueNorm(config.mat.value_norm_beta)
         if config.model.path != SCRATCH:
-            load_weights(self.network, Path(config.model.path), team)
+            load_weights(self.network, Path(config.model.path), team, self.value_norm)
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         groups = [{"name": "network", "params": list(self.network.parameters()), "lr": config.learner.lr}]
         self.engine = GradientEngine(self.network, lambda: dict(self.network.named_parameters()), groups, config.learner)
-        self.value_norm = ValueNorm(config.mat.value_norm_beta)
         self._updates_done = 0
 
     # -- training ------------------------------------------------------------------------------------------
@@ -106,11 +107,14 @@ class MatLearner:
             segment.terminated,
             segment.truncated,
             active,
+            segment.next_active,
             advantage=mat.advantage,
             gamma=mat.gamma,
             gae_lambda=mat.gae_lambda,
         )
         counted = active if mat.mask_policy else torch.ones_like(active)
+        # A team goes on earning for an agent that has died, so credit bootstraps from its value until the episode ends.
+        trained = active if mat.mask_value and self.config.multi_agent.reward == "own" else torch.ones_like(active)
         advantages = normalised(credit.advantages, counted) if mat.normalise_advantage else credit.advantages
         device = self.engine.device
 
@@ -122,7 +126,7 @@ class MatLearner:
             advantages=flat(advantages),
             returns=flat(credit.returns),
             policy_weights=flat(counted.float()),
-            value_weights=flat(active.float() if mat.mask_value else torch.ones(active.shape)),
+            value_weights=flat(trained.float()),
         )
 
     def _update(self, data: _Data, part: torch.Tensor) -> dict[str, float]:
@@ -234,11 +238,12 @@ class MatLearner:
         self.value_norm.load_state_dict(counters["value_norm"])
 
     def export(self, folder: Path) -> None:
-        """Write the network with its team and settings: what ``load_network`` reads."""
+        """Write the network with its team, its settings and the moments its values are in units of: what ``load_network`` reads."""
         if self.engine.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_for_sync()}, folder / WEIGHTS)
             about = {"team": self.team.to_dict(), "mat": self.config.mat.model_dump(mode="json")}
+            about["value_norm"] = self.value_norm.state_dict()
             (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
@@ -253,8 +258,16 @@ class MatLearners(LearnerGroup):
         self._make = partial(MatLearner, team=team)
 
     async def train_step(self, groups: Sequence[Any]) -> dict[str, float]:
-        """One step on all workers' segments, references to ``Segment``; every rank reads all of them."""
-        return (await self._call("train_step", list(groups)))[0]
+        """One step on all workers' segments, references to ``Segment``; every rank reads all of them.
+
+        Segments that went down with their node are a ``LearnerLost`` too: ranks may have stopped at different points.
+        """
+        try:
+            return (await self._call("train_step", list(groups)))[0]
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise LearnerLost(f"a rollout worker's segment was lost with its node: {str(error.cause).splitlines()[0]}") from error
+            raise
 
     async def publish_weights(self) -> list[Any]:
         """References to the weights as ``Bucket``s: workers act on CPUs, so they travel through the object store."""
@@ -264,15 +277,18 @@ class MatLearners(LearnerGroup):
 
 def load_network(folder: Path) -> tuple[MultiAgentTransformer, TeamSpec]:
     """A network that ``MatLearner.export`` wrote, and the team it acts for. Raises ``ModelError``."""
-    team, settings = _about(folder)
+    team, settings, _ = _about(folder)
     network = MultiAgentTransformer(team, settings)
     load_weights(network, folder, team)
     return network.eval(), team
 
 
-def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec) -> None:
-    """Take the weights in ``folder``. Raises ``ModelError`` where they are of a network of another shape."""
-    there, _ = _about(folder)
+def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, value_norm: ValueNorm | None = None) -> None:
+    """Take the weights in ``folder``, and for ``value_norm`` the moments that their values are in units of.
+
+    Raises ``ModelError`` where they are of a network of another shape.
+    """
+    there, _, moments = _about(folder)
     if difference := there.difference(team):
         raise ModelError(f"{folder} was trained for another team ({difference}); take the environment it was trained on")
     try:
@@ -281,12 +297,15 @@ def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec) -
         raise ModelError(
             f"{folder}: the weights do not fit the network: {' '.join(str(error).split())[:400]}; check the section mat"
         ) from error
+    if value_norm is not None:
+        value_norm.load_state_dict(moments)
 
 
-def _about(folder: Path) -> tuple[TeamSpec, MatConfig]:
+def _about(folder: Path) -> tuple[TeamSpec, MatConfig, dict[str, float]]:
     try:
         tree = json.loads((folder / ABOUT).read_text())
-        return TeamSpec.from_dict(tree["team"]), MatConfig.model_validate(tree["mat"])
+        moments = {name: float(tree["value_norm"][name]) for name in ValueNorm(0.0).state_dict()}
+        return TeamSpec.from_dict(tree["team"]), MatConfig.model_validate(tree["mat"]), moments
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder} holds no network of kind mat ({type(error).__name__}: {error}); give the folder model/ of a run"

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from reasoner_ray.actor_calls import result_of
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
-from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, LearnerLost
 from reasoner_ray.settings import usable_cores
 
 if TYPE_CHECKING:
@@ -80,7 +80,12 @@ class WorkerActor:
 
 
 class WorkerPool:
-    """All workers of a job. Raises ``EnvironmentProblem`` where one dies more often than ``rollout.restart_limit``."""
+    """All workers of a job.
+
+    Every call may raise ``EnvironmentProblem`` where a worker dies more often than ``rollout.restart_limit`` or does not come up,
+    ``EnvironmentFault`` where one does not answer within ``multi_agent.deadline_s``, and ``LearnerLost`` where the published
+    weights are gone because the learner that held them died.
+    """
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
@@ -104,14 +109,8 @@ class WorkerPool:
     async def start(self) -> None:
         """Start every worker. Raises ``ReasonerError``."""
         self._actors = [self._new(index) for index in range(self._config.rollout.workers)]
-        begun = asyncio.gather(*(result_of(actor.begin.remote()) for actor in self._actors))
         try:
-            self._team = (await asyncio.wait_for(begun, START_S))[0]
-        except TimeoutError as error:
-            raise EnvironmentProblem(
-                f"{len(self._actors)} workers of rollout.cpus={self._config.rollout.cpus:g} did not start within {START_S:g} s; "
-                "lower rollout.workers or rollout.cpus, or add nodes"
-            ) from error
+            self._team = (await asyncio.gather(*(self._begin(actor) for actor in self._actors)))[0]
         except RayActorError as error:
             raise EnvironmentProblem(f"a rollout worker died at its start: {error}") from error
 
@@ -144,11 +143,39 @@ class WorkerPool:
         options = {"num_cpus": self._config.rollout.cpus, "resources": dict(self._config.cluster.rollout_resources) or None}
         return ray.remote(WorkerActor).options(**options, max_restarts=0).remote(self._config, index)
 
+    async def _begin(self, actor: Any) -> TeamSpec:
+        """Let a new worker make its environments."""
+        try:
+            team: TeamSpec = await asyncio.wait_for(result_of(actor.begin.remote()), START_S)
+        except RayTaskError:
+            raise
+        except TimeoutError as error:
+            raise EnvironmentProblem(
+                f"a rollout worker of {self._config.rollout.cpus:g} CPUs (rollout.cpus) did not start within {START_S:g} s; lower "
+                "rollout.workers or rollout.cpus, or add nodes"
+            ) from error
+        return team
+
+    async def _answer(self, index: int, method: str, ref: Ref) -> Any:
+        """What worker ``index`` answers to ``method``, in time. Raises ``RayActorError`` where it has died."""
+        env = self._config.multi_agent
+        try:
+            return await asyncio.wait_for(result_of(ref), env.deadline_s)
+        except RayTaskError as error:  # first, for one that wraps a TimeoutError is a TimeoutError as well
+            if isinstance(error.cause, ObjectLostError):
+                raise LearnerLost(f"the weights for rollout worker {index} were lost with the learner that published them") from error
+            raise
+        except TimeoutError as error:
+            raise EnvironmentFault(
+                f"{env.name}: rollout worker {index} did not answer {method} within {env.deadline_s:g} s: an environment hangs, or "
+                "multi_agent.deadline_s is too short for it"
+            ) from error
+
     async def _collect(self, index: int, step: int, fresh: bool) -> Collected:
         while True:
             try:
                 segment, summary = self._actors[index].collect.options(num_returns=2).remote(step, fresh)
-                return Collected(segment=segment, summary=await result_of(summary))
+                return Collected(segment=segment, summary=await self._answer(index, "collect", summary))
             except RayActorError as error:
                 await self._replace(index, error)
                 fresh = True
@@ -156,7 +183,7 @@ class WorkerPool:
     async def _call(self, index: int, method: str, *args: Any) -> Any:
         while True:
             try:
-                return await result_of(getattr(self._actors[index], method).remote(*args))
+                return await self._answer(index, method, getattr(self._actors[index], method).remote(*args))
             except RayActorError as error:
                 await self._replace(index, error)
 
@@ -172,9 +199,9 @@ class WorkerPool:
                 ) from error
             self._actors[index] = actor = self._new(index)
             try:
-                await result_of(actor.begin.remote())
+                await self._begin(actor)
                 if self._published:
-                    await result_of(actor.load.remote(self._published))
+                    await self._answer(index, "load", actor.load.remote(self._published))
                 return
             except RayActorError as again:
                 error = again

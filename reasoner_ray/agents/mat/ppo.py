@@ -56,6 +56,7 @@ def team_credit(
     terminated: torch.Tensor,
     truncated: torch.Tensor,
     active: torch.Tensor,
+    next_active: torch.Tensor,
     *,
     advantage: Literal["joint", "per_agent"],
     gamma: float,
@@ -64,20 +65,20 @@ def team_credit(
     """``team_gae`` by agent, or one advantage for the team from ``mean_m V(o^m)`` over the living agents (Wen et al. 2022, section 4.2).
 
     ``joint`` averages rewards and values over agents and ends with the last of them; the critics' targets stay each agent's
-    own reward and return.
+    own reward and return. ``active`` are those alive as the step begins, ``next_active`` after it in the same episode: the value
+    of a state is the mean over the agents alive in it, whether it is met as V(s_t) or as V(s_{t+1}).
     """
     each = team_gae(rewards, values, next_values, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda)
     if advantage == "per_agent":
         return each
-    share = active.float() / active.sum(-1, keepdim=True).clamp(min=1)
 
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return (x * share).sum(-1, keepdim=True)
+    def mean(x: torch.Tensor, living: torch.Tensor) -> torch.Tensor:
+        return (x * living).sum(-1, keepdim=True) / living.sum(-1, keepdim=True).clamp(min=1)
 
     team = team_gae(
-        mean(rewards),
-        mean(values),
-        mean(next_values),
+        mean(rewards, active),
+        mean(values, active),
+        mean(next_values, next_active),
         terminated.all(-1, keepdim=True),
         truncated.any(-1, keepdim=True),
         gamma=gamma,

@@ -45,7 +45,9 @@ class MatConfig(Section):
     value_norm: bool = Field(True, description="normalise returns by running moments")
     value_norm_beta: float = Field(0.99999, gt=0, lt=1, description="weight of the past in the moments, an update")
     mask_policy: bool = Field(True, description="agents that have died do not count in the policy's loss")
-    mask_value: bool = Field(True, description="nor in the value's")
+    mask_value: bool = Field(
+        True, description="nor in the value's, where each earns its own reward (a team goes on earning for its dead, so their values count)"
+    )
 
 
 def mat_defaults(tree: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +66,16 @@ def mat_problems(config: JobConfig) -> list[str]:
         problems.append("learner.zero_stage: the network of kind mat is small, and stage 3 would split it; take 2 or below")
     if learner.lora is not None:
         problems.append("learner.lora: kind mat trains a network of its own from scratch; set learner.lora=null")
+    if mat.order == "shuffled" and mat.variant in ("mat_dec", "encoder_only"):
+        problems.append(f"mat.order: agents of mat.variant={mat.variant} act all at once, so there is no order to shuffle; set it to fixed")
+    if config.trainer.max_staleness:
+        problems.append("trainer.max_staleness: kind mat learns from the segments just collected, never from older ones; set it to 0")
+    if config.trainer.max_mismatch_k3 is not None:
+        problems.append("trainer.max_mismatch_k3: kind mat checks every step against sync.probe_tolerance instead; set it to null")
+    if config.sync.backend not in ("auto", "object_store"):
+        problems.append(
+            f"sync.backend: {config.sync.backend} moves weights between GPUs, and workers of kind mat act on CPUs; set it to auto"
+        )
     rows = config.multi_agent.envs * config.multi_agent.segment_steps * config.rollout.workers
     if rows < learner.updates_per_step * learner.ranks:
         problems.append(f"learner.updates_per_step: {rows} environment steps cannot be shared by {learner.updates_per_step} updates")

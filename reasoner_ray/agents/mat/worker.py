@@ -26,6 +26,7 @@ class Segment:
     observations: torch.Tensor  # float32 [T, E, n, observation]
     legal: torch.Tensor  # bool [T, E, n, choices]
     active: torch.Tensor  # bool [T, E, n]; False for an agent that had died before the step
+    next_active: torch.Tensor  # bool [T, E, n]; the same after the step, before any reset
     actions: torch.Tensor  # float32 [T, E, n, parts]
     logprobs: torch.Tensor  # float32 [T, E, n, parts]
     values: torch.Tensor  # float32 [T, E, n]
@@ -102,13 +103,15 @@ class RolloutWorker:
         order = torch.rand(rows, n, generator=generator).argsort(1) if self.config.mat.order == "shuffled" else None
         acted = self.policy.act(observations, legal, generator=generator, order=order)
         done = self._teams.step(acted.actions.numpy())
-        last_values = torch.full((rows, n), torch.nan)
+        last_values, next_active = torch.full((rows, n), torch.nan), torch.from_numpy(done.view.active.copy())
         if done.last is not None:
-            last_values[torch.from_numpy(done.ended)] = self._values(done.last)
+            ended = torch.from_numpy(done.ended)
+            last_values[ended], next_active[ended] = self._values(done.last), torch.from_numpy(done.last.active)
         row = {"observations": observations, "legal": legal, "actions": acted.actions, "logprobs": acted.logprobs, "values": acted.values}
         row |= {"active": torch.from_numpy(view.active), "rewards": torch.from_numpy(done.rewards)}
         row |= {"terminated": torch.from_numpy(done.terminated), "truncated": torch.from_numpy(done.truncated)}
-        row |= {"next_values": last_values, "order": torch.empty(rows, 0, dtype=torch.int64) if order is None else order}
+        row |= {"next_values": last_values, "next_active": next_active}
+        row |= {"order": torch.empty(rows, 0, dtype=torch.int64) if order is None else order}
         for name, value in row.items():
             kept[name].append(value)
         return done.view, done.episodes

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
+
+import gymnasium
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.teams import Teams
@@ -19,6 +23,8 @@ PARTICLES = (
     *("simple_spread", "simple_tag", "simple_world_comm"),
 )
 """Scenarios of mpe2, the multi-agent particle environments."""
+VMAS_ARGUMENTS = ("scenario", "continuous_actions")
+"""Arguments of ``vmas.make_env`` that a job may give."""
 
 
 def make_teams(config: MultiAgentConfig, n_envs: int, *, pictures: bool = False) -> Teams:
@@ -37,6 +43,8 @@ def make_teams(config: MultiAgentConfig, n_envs: int, *, pictures: bool = False)
         return ParallelTeams(lambda: maker(render_mode=mode, **config.args), n_envs, config)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"multi_agent.args: {config.name} cannot be made with {config.args}: {type(error).__name__}: {error}") from error
+    except gymnasium.error.Error as error:  # a package that draws is missing, most often
+        raise EnvironmentProblem(f"{config.name} cannot be made here: {type(error).__name__}: {error}") from error
 
 
 def need(module: str, install: str) -> Any:
@@ -103,8 +111,6 @@ def make_mamujoco(
 
 
 def _gymnasium(id: str, args: dict[str, Any]) -> Any:
-    import gymnasium
-
     try:
         return gymnasium.make(id, disable_env_checker=True, **args)
     except gymnasium.error.Error as error:
@@ -112,14 +118,19 @@ def _gymnasium(id: str, args: dict[str, Any]) -> Any:
 
 
 def _make_vmas(config: MultiAgentConfig, n_envs: int) -> Teams:
-    """A scenario of vmas (``args.scenario``), whose environments are one batch."""
+    """A scenario of vmas (``args.scenario``), whose environments are one batch. Arguments beside VMAS_ARGUMENTS are the scenario's."""
     from reasoner_ray.envs.multi_agent.batched import BatchedTeams
 
     args = {"scenario": "balance", "continuous_actions": True, **config.args}
     vmas = need("vmas", "vmas==1.5.2 gym==0.26.2")
+    for name in args:
+        if name in inspect.signature(vmas.make_env).parameters and name not in VMAS_ARGUMENTS:
+            raise ConfigError(f"multi_agent.args.{name}: kind mat sets it itself (steps: multi_agent.max_steps); leave it out")
     scenario = cast(str, args.pop("scenario"))
     try:
-        env = vmas.make_env(scenario, n_envs, max_steps=config.max_steps, terminated_truncated=True, **args)
-    except (TypeError, ValueError, AssertionError, FileNotFoundError, ModuleNotFoundError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Scenario kwargs")  # vmas only warns of arguments that it does not know
+            env = vmas.make_env(scenario, n_envs, max_steps=config.max_steps, terminated_truncated=True, **args)
+    except (TypeError, ValueError, AssertionError, FileNotFoundError, ModuleNotFoundError, UserWarning) as error:
         raise ConfigError(f"multi_agent.args: vmas cannot make {scenario!r} with {args}: {type(error).__name__}: {error}") from error
     return BatchedTeams(env, n_envs, config)

@@ -10,8 +10,7 @@ import torch
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamView
-from reasoner_ray.envs.multi_agent.teams import Teams, TeamStep, ends, episode_seed
-from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.envs.multi_agent.teams import Teams, TeamStep, drawing, ends, environment_code, episode_seed
 
 
 class BatchedTeams(Teams):
@@ -29,16 +28,17 @@ class BatchedTeams(Teams):
 
     def begin(self, seeds: Sequence[int]) -> TeamView:
         """See ``Teams.begin``."""
-        observations = self._env.reset(seed=episode_seed(int(seeds[0]), len(seeds)))
+        with environment_code(f"{self._name}: reset"):
+            observations = self._env.reset(seed=episode_seed(int(seeds[0]), len(seeds)))
         self._totals[:], self._steps[:] = 0.0, 0
         self._write(observations, np.ones(self.n_envs, bool))
         return self._view()
 
     def step(self, actions: np.ndarray) -> TeamStep:
         """See ``Teams.step``."""
-        observations, earned, terminated, truncated, _ = self._env.step(
-            [self._action(i, actions[:, i]) for i in range(len(self.spec.agents))]
-        )
+        wanted = [self._action(i, actions[:, i]) for i in range(len(self.spec.agents))]
+        with environment_code(f"{self._name}: step"):
+            observations, earned, terminated, truncated, _ = self._env.step(wanted)
         rewards = torch.stack(list(earned), -1).double().numpy()
         team = self._earn(rewards, self._active)
         dead, cut = terminated.numpy(), truncated.numpy()
@@ -59,10 +59,8 @@ class BatchedTeams(Teams):
 
     def render(self, env: int) -> np.ndarray:
         """See ``Teams.render``."""
-        try:
+        with drawing(f"{self._name} (by pyglet)"):
             return np.asarray(self._env.render(mode="rgb_array", env_index=env))
-        except ImportError as error:
-            raise EnvironmentProblem(f"vmas draws with pyglet, which is not there or finds no display ({error})") from error
 
     def close(self) -> None:
         """See ``Teams.close``: tensors need no farewell."""

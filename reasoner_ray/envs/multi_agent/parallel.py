@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamView
-from reasoner_ray.envs.multi_agent.teams import Episode, Teams, TeamStep, ends, episode_seed
+from reasoner_ray.envs.multi_agent.teams import Episode, Teams, TeamStep, drawing, ends, environment_code, episode_seed
 from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem
 
 
@@ -50,12 +50,15 @@ class ParallelTeams(Teams):
         before, ended = self._active.copy(), np.zeros(self.n_envs, bool)
         for i, env in enumerate(self._envs):
             wanted = {agent: self._action(self._index[agent], actions[i]) for agent in env.agents}
-            observations, earned, dead, cut, infos = env.step(wanted)
+            with environment_code(f"{self._name}: step (environment {i})"):
+                observations, earned, dead, cut, infos = env.step(wanted)
             for agent, reward in earned.items():
                 rewards[i, self._index[agent]] = reward
             for agent in wanted:
                 terminated[i, self._index[agent]], truncated[i, self._index[agent]] = dead.get(agent, True), cut.get(agent, False)
             self._write(i, observations, infos, env.agents)
+            if not env.agents:  # those that time cut off are alive in the last view: its value is theirs
+                self._active[i] = before[i] & ~terminated[i]
             ended[i] = not env.agents or self._steps[i] + 1 == self._config.max_steps
             if ended[i]:  # an agent that is alive at the end was cut off by time
                 truncated[i] |= before[i] & ~terminated[i]
@@ -69,10 +72,8 @@ class ParallelTeams(Teams):
 
     def render(self, env: int) -> np.ndarray:
         """See ``Teams.render``."""
-        try:
+        with drawing(self._name):
             picture = self._envs[env].render()
-        except (ImportError, OSError, RuntimeError) as error:  # no drawing package, no display
-            raise EnvironmentProblem(f"{self._name} cannot be drawn here: {type(error).__name__}: {error}") from error
         if not isinstance(picture, np.ndarray):
             raise EnvironmentProblem(f"{self._name} draws no pictures (render_mode rgb_array)")
         return picture
@@ -88,7 +89,9 @@ class ParallelTeams(Teams):
         return self._doers[agent].action(joint[agent, 0] if first else 0.0, joint[agent, first:])
 
     def _reset(self, env: int) -> None:
-        observations, infos = self._envs[env].reset(seed=episode_seed(self._seeds[env], int(self._numbers[env])))
+        seed = episode_seed(self._seeds[env], int(self._numbers[env]))
+        with environment_code(f"{self._name}: reset with seed {seed} (environment {env})"):
+            observations, infos = self._envs[env].reset(seed=seed)
         self._write(env, observations, infos, self._envs[env].agents)
 
     def _finish(self, env: int, truncated: bool) -> Episode:
@@ -113,8 +116,11 @@ class ParallelTeams(Teams):
                 raise EnvironmentFault(f"{self._name}: {agent} saw {len(flat)} numbers, its observation space has {spaces.flatdim(space)}")
             self._observations[env, i, : len(flat)] = flat
             if mask is not None and self._doers[i].choices:
+                allowed, choices = np.asarray(mask, bool).ravel(), self._doers[i].choices
+                if len(allowed) != choices:
+                    raise EnvironmentFault(f"{self._name}: the action mask of {agent} has {len(allowed)} entries for {choices} choices")
                 self._masks[env, i] = False
-                self._masks[env, i, : self._doers[i].choices] = np.asarray(mask, bool)
+                self._masks[env, i, :choices] = allowed
         for agent in living:
             self._active[env, self._index[agent]] = True
         # One that has died may choose anything: nothing comes of it.

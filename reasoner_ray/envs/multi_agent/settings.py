@@ -16,6 +16,9 @@ class MultiAgentConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict, description="passed to it")
     envs: int = Field(16, ge=1, description="environments a worker steps at once")
     segment_steps: int = Field(25, ge=1, description="steps of each environment a training step")
+    deadline_s: float = Field(
+        3600.0, gt=0, description="seconds a worker may take for a segment or its part of an evaluation before the job ends"
+    )
     max_steps: int | None = Field(
         None, ge=1, description="steps after which an episode ends by time, where the environment has no such end"
     )

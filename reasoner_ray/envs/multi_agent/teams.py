@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamSpec, TeamView
-from reasoner_ray.errors import EnvironmentFault
+from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, ReasonerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,26 @@ class Teams(ABC):
         episode = Episode(env=env, total=float(self._totals[env]), steps=int(self._steps[env]), truncated=truncated)
         self._totals[env], self._steps[env] = 0.0, 0
         return episode
+
+
+@contextmanager
+def environment_code(what: str) -> Iterator[None]:
+    """Whatever an environment's own code raises, as ``EnvironmentFault``; ``what`` names it and what it was asked to do."""
+    try:
+        yield
+    except ReasonerError:
+        raise
+    except Exception as error:  # someone else's code may raise anything
+        raise EnvironmentFault(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())[:400]}") from error
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[None]:
+    """Whatever keeps an environment from being drawn (no package, no display), as ``EnvironmentProblem``."""
+    try:
+        yield
+    except Exception as error:  # drawing packages have exceptions of their own, with no base in common
+        raise EnvironmentProblem(f"{name} cannot be drawn here: {type(error).__name__}: {error}") from error
 
 
 def episode_seed(base: int, number: int) -> int:

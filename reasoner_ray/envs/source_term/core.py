@@ -12,12 +12,14 @@ from reasoner_ray.envs.source_term.plume import PHI, Q, U, X, Y, Z, concentratio
 from reasoner_ray.envs.source_term.plume import TAU as LIFETIME
 from reasoner_ray.envs.source_term.plume import D as DIFFUSIVITY
 from reasoner_ray.envs.source_term.settings import Range, SourceTermConfig
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.errors import ConfigError, EnvironmentFault
 
 MOVES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 """Directions of the four discrete moves."""
 MAX_DRAWS = 10_000
 """Of start and source, before an episode is given up for lack of a pair that is far enough apart."""
+ROUNDING = 1e-4
+"""By which a heading may pass pi."""
 OBSERVATION = ("x", "y", "reading", "wind estimate", "direction estimate", "diffusivity estimate", "lifetime estimate")
 
 
@@ -73,7 +75,11 @@ class SourceTermBatch:
         return self.observe()
 
     def step(self, actions: torch.Tensor) -> Step:
-        """Move and sense: ``actions`` are int64 [E] (index of a move) or float32 [E] (heading in radians)."""
+        """Move and sense: ``actions`` are int64 [E] (index of a move) or float32 [E] (heading in radians, from -pi to pi).
+
+        Raises ``EnvironmentFault`` where one is no action.
+        """
+        self._check(actions)
         if self.config.moves == "discrete":
             move = self._moves[actions]
         else:
@@ -86,6 +92,14 @@ class SourceTermBatch:
         travelled = torch.linalg.vector_norm(self.position - before, dim=-1)
         reward = distance - self.distance if self.config.reward == "approach" else -torch.ones_like(travelled)
         return Step(self.observe(), reward, self.elapsed >= self.config.max_steps, travelled)
+
+    def _check(self, actions: torch.Tensor) -> None:
+        if self.config.moves == "discrete":
+            fine, what = (actions >= 0) & (actions < len(MOVES)), f"the index of one of {len(MOVES)} moves"
+        else:
+            fine, what = actions.abs() <= math.pi + ROUNDING, "a heading between -pi and pi"  # false for NaN
+        if not bool(fine.all()):
+            raise EnvironmentFault(f"SourceTerm takes {what}, not {actions[~fine][0].item()}: the policy has diverged, or acts for others")
 
     def observe(self) -> torch.Tensor:
         """What the agents know now, float32 [E, 7]."""

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from reasoner_ray.envs.source_term.core import MOVES, SourceTermBatch
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
 from reasoner_ray.errors import ConfigError
+from reasoner_ray.seeds import derived_seeds
 
 FPS = 8
 
@@ -114,8 +115,8 @@ class SourceTermVector(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin all episodes, or those of ``options["reset_mask"]``; an integer seed s gives them s, s + 1, ..."""
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        """Begin all episodes, or those of ``options["reset_mask"]``; an integer seed s gives them ``derived_seeds(s, E)``."""
+        seeds = derived_seeds(seed, self.num_envs) if isinstance(seed, int) else seed
         mask = (options or {}).get("reset_mask")
         rows = None if mask is None else torch.as_tensor(mask, device=self.core.device)
         observation = self.core.reset(rows, seeds)
@@ -124,7 +125,8 @@ class SourceTermVector(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """A step of every episode, or its beginning where it was over."""
-        step = self.core.step(torch.as_tensor(np.asarray(actions).reshape(self.num_envs), device=self.core.device))
+        given = torch.as_tensor(np.asarray(actions).reshape(self.num_envs), device=self.core.device)
+        step = self.core.step(given.masked_fill(self._over, 0))
         observation, began = step.observation, self._over
         if bool(began.any()):
             observation = self.core.reset(began)

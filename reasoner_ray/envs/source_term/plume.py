@@ -18,6 +18,8 @@ PARAMETERS = ("x", "y", "z", "q", "u", "phi", "d", "tau")
 X, Y, Z, Q, U, PHI, D, TAU = range(8)
 NEAREST = 1e-5
 """Distance (m) below which the concentration grows no further: on top of the source it is finite."""
+SMALLEST_SD = 1e-30
+"""Of a reading: where concentration and background both are 0, another reading than 0 is impossible, not undefined."""
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -66,7 +68,7 @@ class SensorTerms:
     @staticmethod
     def of(mean: torch.Tensor, sensor: SensorConfig) -> SensorTerms:
         """Of ``sensor``."""
-        sigma = sensor.noise * mean + sensor.background
+        sigma = (sensor.noise * mean + sensor.background).clamp_min(SMALLEST_SD)
         below = torch.special.ndtr((sensor.threshold - mean) / sigma)
         log_scale = math.log(sensor.detection) - _LOG_SQRT_2PI - torch.log(sigma)
         return SensorTerms(mean, 1 / sigma, log_scale, torch.log(sensor.detection * below + (1 - sensor.detection)))

@@ -66,6 +66,13 @@ class PriorConfig(Section):
         False, description="weather estimates are the truth itself, as in published code; else they err as the prior says"
     )
 
+    @model_validator(mode="after")
+    def _height(self) -> PriorConfig:
+        low, high = self.z
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(f"z: ({low:g}, {high:g}) is no range of heights; give the lowest, at least 0, and then the highest")
+        return self
+
 
 class SourceTermConfig(Section):
     """A search for the source of a plume that nothing says is found."""
@@ -89,6 +96,11 @@ class SourceTermConfig(Section):
             raise ValueError(
                 f"prior.diffusivity_width={self.prior.diffusivity_width:g}: estimates of a diffusivity of "
                 f"{scene.diffusivity[0]:g} could be negative; lower it, raise scene.diffusivity, or set prior.centred"
+            )
+        if self.prior.lifetime_width >= scene.lifetime[0]:
+            raise ValueError(
+                f"prior.lifetime_width={self.prior.lifetime_width:g}: beliefs about a lifetime of {scene.lifetime[0]:g} s could "
+                "have it below 0; lower it or raise scene.lifetime"
             )
         if self.start == "random":
             far = math.hypot(max(scene.x[1], scene.width - scene.x[0]), max(scene.y[1], scene.height - scene.y[0]))

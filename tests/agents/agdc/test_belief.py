@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from scipy import stats
 from reasoner_ray.agents.agdc.belief import ParticleBelief, _effective_size, _normalised, _systematic
 from reasoner_ray.agents.agdc.prior import SourcePrior
 from reasoner_ray.agents.agdc.settings import BeliefConfig
+from reasoner_ray.config import load_config
 from reasoner_ray.envs.source_term.core import at_ground
 from reasoner_ray.envs.source_term.plume import concentration, log_likelihood, read_sensor
-from reasoner_ray.envs.source_term.settings import SourceTermConfig
+from reasoner_ray.envs.source_term.settings import SensorConfig, SourceTermConfig
+from reasoner_ray.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
 KNOWN = {
     "z": (0.0, 0.0),
     "strength_shape": 1e6,
@@ -153,6 +157,36 @@ def test_a_reading_that_no_particle_explains_is_set_aside_and_counted() -> None:
     belief.update(everyone, observe(torch.ones(1, 2), torch.tensor([0.3])))
     assert torch.isfinite(belief.log_weights).all()
     assert belief.weights.sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_sensor_without_noise_is_refused_and_one_without_background_is_not() -> None:
+    exact = {"noise": 0.0, "background": 0.0}
+    with pytest.raises(ConfigError, match="noise 0 and background 0"):
+        ParticleBelief(BeliefConfig(particles=5), SourceTermConfig.model_validate({"sensor": exact}), 1)
+    with pytest.raises(ConfigError, match="noise 0 and background 0"):
+        load_config(ROOT / "jobs" / "agdc" / "ppo.yaml", [f"agdc.environment.sensor.{name}=0" for name in exact])
+    sensor = SensorConfig(noise=0.5, background=0.0)
+    away = log_likelihood(torch.tensor([0.0, 0.3]), torch.tensor(0.3), sensor)  # so far away that its concentration is 0
+    assert not torch.isnan(away).any()
+    assert away[0] < -1e20 < away[1]
+
+
+def test_a_likelihood_that_is_not_a_number_is_counted_and_explains_nothing() -> None:
+    belief = ParticleBelief(BeliefConfig(particles=100), SourceTermConfig(), 2)
+    everyone = torch.ones(2, dtype=torch.bool)
+    belief.reset(everyone, observe(torch.zeros(2, 2), torch.zeros(2)))
+    belief.particles[0, :3, 7] = -1.0  # a lifetime below 0
+    belief.update(everyone, observe(torch.full((2, 2), 9.0), torch.tensor([0.02, 0.02])))
+    assert belief.faults() == {"nonfinite": 0, "unexplained": 0, "broken": 3, "forced": 0}
+    assert torch.isfinite(belief.log_weights).all()
+    assert torch.isfinite(belief.particles).all()
+
+
+def test_readings_that_stages_cannot_take_in_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reasoner_ray.agents.agdc.belief.MAX_STAGES", 1)
+    belief = ParticleBelief(BeliefConfig(particles=100), SourceTermConfig(), 2)
+    walk(belief, torch.tensor([[9.0, 9.0]]), torch.full((2, 1), 0.5))
+    assert belief.forced == 2
 
 
 @pytest.mark.parametrize("move", ["posterior", "reading", "none"])

@@ -17,7 +17,7 @@ from reasoner_ray.agents.agdc.cessation import BeliefSummary, Calibration, make_
 from reasoner_ray.agents.agdc.detection import GoalDetector
 from reasoner_ray.agents.agdc.settings import BeliefConfig, CessationConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
-from reasoner_ray.agents.agdc.wrappers import AGDC, VectorAGDC
+from reasoner_ray.agents.agdc.wrappers import AGDC, Ceasing, VectorAGDC, _merged
 from reasoner_ray.envs.source_term.environment import SourceTerm, SourceTermVector
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
 from reasoner_ray.errors import ConfigError, DataError
@@ -192,6 +192,47 @@ def _adopt(env: AGDC, vector: VectorAGDC, i: int) -> None:
     everyone = torch.ones(1, dtype=torch.bool)
     belief.counts[:] = vector.detector.belief.counts[i]  # type: ignore[attr-defined]
     env.detector._held[everyone], env.detector._elapsed[everyone] = 0, 0
+
+
+class Drawn(CoinBelief):
+    """Keeps the seed that it is given."""
+
+    def seed(self, seed: int) -> None:
+        self.seeded = seed
+
+
+def test_a_belief_draws_other_numbers_than_its_environment() -> None:
+    belief = Drawn(1)
+    env = AGDC(Coin(), belief, rule("never"), FeedbackConfig())
+    env.reset(seed=7)
+    first = belief.seeded
+    env.reset(seed=8)
+    assert len({first, belief.seeded, 7, 8}) == 4
+    env.reset(seed=7)
+    assert belief.seeded == first, "a seed repeats it"
+
+
+def test_infos_of_those_who_go_on_survive_another_ones_end() -> None:
+    env = Ceasing(SourceTermVector(3, SourceTermConfig()))
+    env.reset(seed=2)
+    *_, before = env.step(np.zeros(3, dtype=int))
+    env.cease(np.array([False, True, False]))
+    *_, infos = env.step(np.zeros(3, dtype=int))
+    assert infos["travelled"].tolist() == [1.0, 0.0, 1.0], "the one that was ended has just begun"
+    assert np.array_equal(infos["source"][[0, 2]], before["source"][[0, 2]])
+    assert not np.array_equal(infos["source"][1], before["source"][1])
+    assert infos["_travelled"].all()
+
+
+def test_infos_are_merged_row_by_row() -> None:
+    mask = np.array([True, False])
+    stepped = {"way": np.array([1.0, 2.0]), "_way": np.array([True, True]), "deep": {"a": np.array([[1, 1], [2, 2]])}, "note": "old"}
+    begun = {"deep": {"a": np.array([[5, 5], [0, 0]])}, "bias": np.array([9.0, 0.0]), "_bias": np.array([True, False]), "note": "new"}
+    merged = _merged(stepped, begun, mask)
+    assert (merged["way"].tolist(), merged["_way"].tolist()) == ([0.0, 2.0], [False, True])
+    assert (merged["bias"].tolist(), merged["_bias"].tolist()) == ([9.0, 0.0], [True, False])
+    assert merged["deep"]["a"].tolist() == [[5, 5], [2, 2]]
+    assert merged["note"] == "new"
 
 
 def test_a_vector_that_begins_anew_in_the_same_step_is_refused() -> None:

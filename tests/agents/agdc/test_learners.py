@@ -111,6 +111,21 @@ def test_a_clip_that_deepspeed_lacks_is_refused() -> None:
         build(made.learners(learner_class=with_deepspeed(made.get_default_learner_class())), "ppo")
 
 
+def test_clipping_several_optimisers_together_is_refused() -> None:
+    made = configuration("ddpg")
+    with pytest.raises(ConfigError, match="set grad_clip=null"):
+        build(made.learners(learner_class=with_deepspeed(made.get_default_learner_class())), "ddpg")
+
+
+def test_gradients_of_several_ranks_are_averaged_once() -> None:
+    made = configuration("ppo").learners(num_learners=2)
+    made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
+    learner = made.learner_class.__new__(made.learner_class)
+    learner.config, learner._module = made, nn.Linear(1, 1)
+    learner._make_modules_ddp_if_necessary()
+    assert type(learner._module) is nn.Linear, "the engine averages; DDP would do so too"
+
+
 def linear(layer: nn.Linear, weight: list[list[float]], bias: float = 0.0) -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(weight))

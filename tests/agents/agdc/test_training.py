@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import Calibration
-from reasoner_ray.agents.agdc.launch import AgdcDriver, AlgorithmRunner, Parts, evaluate, train
+from reasoner_ray.agents.agdc.launch import AgdcDriver, AlgorithmRunner, Parts, check_room, evaluate, train
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config, make_search, scale_observation
 from reasoner_ray.config import JobConfig, load_config
-from reasoner_ray.errors import CheckpointError, ConfigError, ModelError
+from reasoner_ray.errors import CheckpointError, ConfigError, DataError, LearnerLost, ModelError
 from reasoner_ray.trainer.checkpoint import list_checkpoints
 from reasoner_ray.trainer.tracking import Tracker
 
@@ -109,9 +110,77 @@ def test_planners_are_evaluated_animated_and_calibrated_on(tmp_path: Path) -> No
     assert evaluate(job(tmp_path, "ppo", *dcee)) == figures, "seeds fix the episodes, whatever else is asked for"
 
 
+def test_a_job_with_the_calibrated_rule_fits_it_and_gives_runners_the_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "fit.json"
+    config = job(tmp_path, "ppo_calibrated", "agdc.policy=dcee", "trainer.eval_tasks=60", f"agdc.cessation.calibration={file}")
+    with pytest.raises(DataError, match="no calibration at"):
+        evaluate(config)
+    fitting = config.model_copy(update={"agdc": config.agdc.model_copy(update={"calibrate": str(file)})})
+    assert evaluate(fitting) == evaluate(config), "the figures are those of the new fit"
+    given = algorithm_config(config).env_config
+    file.unlink()  # runners on other machines have no such file
+    env: Any = make_search({**given, "num_envs": 2})
+    env.reset(seed=1)
+    env.step(env.action_space.sample())
+
+
+def test_actors_that_no_node_can_hold_are_refused(tmp_path: Path) -> None:
+    made = algorithm_config(job(tmp_path, "ppo", "rollout.workers=3", "rollout.cpus=2"))
+    check_room(made, [{"CPU": 4.0}, {"CPU": 2.0}])
+    with pytest.raises(ConfigError, match=r"3 env runners of rollout\.cpus=2 .* do not fit .*\(3, 3 CPUs\)"):
+        check_room(made, [{"CPU": 3.0}, {"CPU": 3.0}])
+    with pytest.raises(ConfigError, match=r"2 learners of learner\.cpus"):
+        check_room(algorithm_config(job(tmp_path, "ppo", "learner.ranks=2")), [{"CPU": 1.0}])
+    check_room(algorithm_config(job(tmp_path, "ppo")), [])
+
+
+class Idle:
+    """An algorithm whose env runners are gone."""
+
+    local_replay_buffer = None
+
+    def train(self) -> dict[str, Any]:
+        return {"env_runners": {"num_env_steps_sampled_lifetime": 64}}
+
+
+def test_an_iteration_without_a_step_is_an_error(tmp_path: Path) -> None:
+    runner = AlgorithmRunner(job(tmp_path, "ppo"))
+    runner._algorithm = Idle()
+    asyncio.run(runner.train_step())
+    with pytest.raises(LearnerLost, match="played no step"):
+        asyncio.run(runner.train_step())
+
+
+@pytest.mark.slow
+def test_what_is_replayed_is_kept(ray_cluster: Any, tmp_path: Path) -> None:
+    config = job(tmp_path, "dqn")
+
+    async def whole() -> tuple[Any, Any, dict[str, float]]:
+        first, second = AlgorithmRunner(config), AlgorithmRunner(config)
+        try:
+            await first.start()
+            figures = await first.train_step()
+            await first.save(tmp_path / "kept")
+            await second.start()
+            await second.load(tmp_path / "kept")
+            return first._algorithm.local_replay_buffer, second._algorithm.local_replay_buffer, figures
+        finally:
+            await first.stop()
+            await second.stop()
+
+    before, after, figures = asyncio.run(whole())
+    assert before.get_num_timesteps() == after.get_num_timesteps() > 0
+    assert [e.id_ for e in before.episodes] == [e.id_ for e in after.episodes]
+    assert {name for name in figures if name.startswith("faults/belief_")} == {f"faults/belief_{name}" for name in FAULTS}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["agdc.algorithm=ddpg", "agdc.environment.moves=heading", "agdc.learner=deepspeed"],
+            r"agdc\.learner: deepspeed clips .* set agdc\.settings\.grad_clip=null",
+        ),
         (["agdc.algorithm=dqn", "agdc.environment.moves=heading"], r"agdc\.algorithm: dqn chooses among moves"),
         (["agdc.algorithm=ddpg"], r"agdc\.algorithm: ddpg learns a heading"),
         (["learner.zero_stage=1"], r"learner\.zero_stage: RLlib's own learner has none"),
@@ -142,6 +211,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
     [
         ("ppo", ["rollout.workers=2"]),
         ("ppo", ["learner.ranks=2"]),
+        ("ppo", ["learner.ranks=2", "agdc.learner=deepspeed"]),
         ("dqn", []),
         ("ddpg", []),
         ("ppo", ["agdc.learner=deepspeed", "learner.zero_stage=1"]),

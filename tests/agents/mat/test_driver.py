@@ -150,6 +150,37 @@ def test_weights_that_do_not_arrive_stop_the_run(tmp_path: Path) -> None:
         asyncio.run(run.run())
 
 
+def test_the_clock_and_the_count_of_a_step_are_its_own(tmp_path: Path) -> None:
+    """An evaluation after step k has seen k steps' environment steps, and its time is not the step's."""
+    run = driver(job(tmp_path, trainer={"steps": 2, "eval_every": 1}))
+    evaluate_ = run.parts.workers.evaluate
+
+    async def slow(seeds: Sequence[int]) -> list[Episode]:
+        await asyncio.sleep(0.05)
+        return await evaluate_(seeds)
+
+    run.parts.workers.evaluate = slow  # type: ignore[method-assign]
+    asyncio.run(run.run())
+    assert [figures["episode/actions_in_all"] for _, figures in run.parts.tracker.evals] == [0.0, 24.0, 48.0]
+    for metrics in run.parts.tracker.steps.values():
+        parts = sum(metrics[f"time/{name}_s"] for name in ("rollout", "learn", "sync"))
+        assert metrics["time/step_s"] == pytest.approx(parts, abs=1e-6)
+
+
+def test_episodes_that_never_end_are_told_of(tmp_path: Path) -> None:
+    def told(**world: Any) -> list[str]:
+        run = driver(job(tmp_path, multi_agent={"envs": 1, "segment_steps": 4, **world}, trainer={"eval_tasks": 0, "steps": 3}))
+        asyncio.run(run.run())
+        return [text for text in run.parts.tracker.events if "anew" in text]
+
+    (known,) = told(max_steps=6)
+    assert "up to 6 steps begin anew every trainer.checkpoint_every * multi_agent.segment_steps = 4 steps" in known
+    assert "set trainer.checkpoint_every=2 or more" in known
+    (found,) = told()  # the world's own limit of 5, which the job does not say in a way that is known
+    assert "no episode ended in the 4 steps between two checkpoints" in found
+    assert told(max_steps=4) == []
+
+
 def test_a_checkpoint_of_another_team_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("mpe2")
     config = job(tmp_path, trainer={"steps": 1, "eval_tasks": 0})
@@ -224,9 +255,21 @@ def test_evaluation_draws_an_episode(tmp_path: Path, capsys: pytest.CaptureFixtu
             picture.seek(frame)
             shown += picture.info["duration"]
         assert shown == 300 and picture.size[0] > 100
+    tuned = job(tmp_path, multi_agent=spread, model={"path": str(tmp_path / "before")})
+    assert evaluate(tuned) == figures, "what the run itself learnt, not what it began with"
+    with pytest.raises(ModelError, match="before holds no network of kind mat"):
+        evaluate(tuned, str(tmp_path / "before"))
     four = {"name": "simple_spread", "args": {"max_cycles": 3, "N": 4}}
     with pytest.raises(ModelError, match="3 agents there, 4 here"):
-        evaluate(job(tmp_path, multi_agent=four, model={"path": str(config.run_dir / "model")}))
+        evaluate(job(tmp_path / "new", multi_agent=four, model={"path": str(config.run_dir / "model")}))
+
+
+def test_a_failed_drawing_loses_no_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    config = job(tmp_path)  # the tests' world draws nothing
+    MatLearner(config, team=RolloutWorker(config, 0).team).export(config.run_dir / "model")
+    assert evaluate(config)["eval/return"] == 5.0
+    assert f"{config.run_dir / 'model'}: return 5 +- 0 (95 %) in 3 episodes" in capsys.readouterr().out
+    assert "no episode was drawn" in caplog.text
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
 from pettingzoo import ParallelEnv
 from pettingzoo.test import parallel_api_test
 
@@ -121,6 +122,8 @@ def test_standardised_observations_have_mean_0_and_deviation_1() -> None:
         ({"spoils": "reward"}, "the reward of b .* is nan"),
         ({"spoils": "mask"}, "the action mask of a .* allows nothing"),
         ({"spoils": "shape"}, "c saw 4 numbers, its observation space has 3"),
+        ({"spoils": "long mask"}, "island: the action mask of a has 4 entries for 3 choices"),
+        ({"spoils": "step"}, r"island: step \(environment 0\) raised IndexError: the tide is out"),
     ],
 )
 def test_what_nobody_can_learn_from_is_one_clear_error(island: dict[str, Any], message: str) -> None:
@@ -128,6 +131,45 @@ def test_what_nobody_can_learn_from_is_one_clear_error(island: dict[str, Any], m
     env.begin([0])
     with pytest.raises(EnvironmentFault, match=message):
         do(env, *WAIT)
+
+
+def test_an_environment_that_cannot_begin_is_named() -> None:
+    with pytest.raises(EnvironmentFault, match=r"island: reset with seed \d+ \(environment 0\) raised IndexError: the tide is out"):
+        teams(1, spoils="reset").begin([0])
+
+
+def test_who_is_alive_in_an_episode_s_last_view() -> None:
+    """c died before the end by time, a and b were cut off by it; after an end by success nobody is alive."""
+    for solved, alive in ((False, [True, True, False]), (True, [False] * 3)):
+        env = teams(1, dies_at=1, length=2, solved=solved)
+        env.begin([0])
+        do(env, *WAIT)
+        last = do(env, *WAIT).last
+        assert last is not None and last.active.tolist() == [alive]
+
+
+def test_whatever_keeps_an_environment_from_being_drawn_is_an_environment_problem() -> None:
+    class Blind(Island):
+        def render(self) -> Any:
+            raise DependencyNotInstalled("run pip install easel")
+
+    env = ParallelTeams(Blind, 1, MultiAgentConfig(name="blind"))
+    with pytest.raises(EnvironmentProblem, match="blind cannot be drawn here: DependencyNotInstalled: run pip install easel"):
+        env.render(0)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"n_agent": 3}, "'n_agent': 3.* passed but not used by the scenario"),
+        ({"max_steps": 5}, r"multi_agent\.args\.max_steps: kind mat sets it itself"),
+        ({"scenario": "balanse"}, "vmas cannot make 'balanse'"),
+    ],
+)
+def test_arguments_that_vmas_would_only_warn_of_are_refused(args: dict[str, Any], message: str) -> None:
+    pytest.importorskip("vmas")
+    with pytest.raises(ConfigError, match=message):
+        make_teams(MultiAgentConfig(name="vmas", args=args), 1)
 
 
 def test_an_action_space_that_teams_cannot_act_in_is_refused() -> None:
@@ -183,7 +225,8 @@ def test_adapters(name: str) -> None:
         episodes += step.episodes
         assert step.rewards.dtype == np.float32 and step.rewards.shape == (2, layout.n_agents)
     assert step.ended.all() and [e.steps for e in episodes] == [4, 4]
-    assert (step.truncated | step.terminated).all() and step.last is not None
+    assert step.truncated.all() and not step.terminated.any(), "the end is one by time"
+    assert step.last is not None and step.last.active.all(), "those that time cut off are alive in the last view"
     env.close()
 
 

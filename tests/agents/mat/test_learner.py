@@ -47,8 +47,10 @@ def weights(learner: MatLearner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in learner.state_for_sync()}
 
 
-@pytest.mark.parametrize("variant", ["mat", "decoder_only", "mat_dec"])
-@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+@pytest.mark.parametrize(
+    ("order", "variant"),
+    [("fixed", "mat"), ("fixed", "decoder_only"), ("fixed", "mat_dec"), ("shuffled", "mat"), ("shuffled", "decoder_only")],
+)
 def test_a_worker_s_segment_is_what_the_learner_recomputes(tmp_path: Path, order: str, variant: str) -> None:
     learner, worker = pair(job(tmp_path, mat={"order": order, "variant": variant}))
     segment, summary = worker.collect(0, fresh=True)
@@ -118,6 +120,27 @@ def test_agents_that_had_died_teach_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(weights(other)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+def test_a_dead_agent_s_values_are_trained_where_its_team_still_earns_for_it(tmp_path: Path) -> None:
+    """Its targets bootstrap from them: only what nobody bootstraps from may be left out."""
+    dies = {"args": {"length": 8, "dies_at": 2}}
+    for reward, mask_value, left_out in (("mean", True, False), ("own", True, True), ("own", False, False)):
+        learner, worker = pair(job(tmp_path, multi_agent=dies | {"reward": reward}, mat={"mask_value": mask_value}))
+        segment, _ = worker.collect(0, fresh=True)
+        data = learner._prepare(segment)
+        weights_ = data.value_weights.view(segment.active.shape)
+        assert torch.equal(weights_ == 0, ~segment.active & left_out), (reward, mask_value)
+        assert torch.equal(data.policy_weights.view(segment.active.shape) > 0, segment.active), "what the dead do is no policy"
+
+
+def test_who_is_alive_next_is_said_of_the_same_episode(tmp_path: Path) -> None:
+    _, worker = pair(job(tmp_path, multi_agent={"args": {"length": 5, "dies_at": 2}}))
+    segment, _ = worker.collect(0, fresh=True)
+    c = 2
+    assert segment.active[:, 0, c].tolist() == [True, True, False, False, False, True, True, False]
+    assert segment.next_active[:, 0, c].tolist() == [True, False, False, False, False, True, False, False]
+    assert segment.next_active[:, 0, :c].all(), "those that time cuts off are alive until then"
+
+
 def test_a_saved_learner_goes_on_bit_for_bit(tmp_path: Path) -> None:
     config = job(tmp_path)
     learner, worker = pair(config)
@@ -149,6 +172,8 @@ def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_weights(tmp_path
 
 def test_a_trained_network_is_written_and_read(tmp_path: Path) -> None:
     learner, worker = pair(job(tmp_path))
+    learner.train_step([worker.collect(0, fresh=True)[0]])
+    worker.load(learner.state_for_sync())
     learner.export(tmp_path / "model")
     network, there = load_network(tmp_path / "model")
     assert there == worker.team
@@ -157,6 +182,7 @@ def test_a_trained_network_is_written_and_read(tmp_path: Path) -> None:
     assert torch.equal(network.act(*seen, greedy=True).actions, worker.policy.act(*seen, greedy=True).actions)
     begun = MatLearner(job(tmp_path, model={"path": str(tmp_path / "model")}, seed=9), team=worker.team)
     assert all(torch.equal(weights(learner)[name], tensor) for name, tensor in weights(begun).items())
+    assert begun.value_norm.moments == learner.value_norm.moments != (0.0, 1.0), "values stay in the units they were learnt in"
     with pytest.raises(ModelError, match="3 agents there, 4 here"):
         load_weights(network, tmp_path / "model", team("discrete"))
     with pytest.raises(ModelError, match="holds no network of kind mat"):
@@ -185,6 +211,11 @@ def test_a_job_begins_with_new_weights_and_the_optimiser_of_the_papers_code(tmp_
     [
         ({"mat": {"heads": 3}}, r"mat\.heads: 3 does not divide mat\.width=8"),
         ({"learner": {"zero_stage": 3}}, r"learner\.zero_stage: .* take 2 or below"),
+        ({"mat": {"order": "shuffled", "variant": "mat_dec"}}, r"mat\.order: .* mat\.variant=mat_dec act all at once"),
+        ({"mat": {"order": "shuffled", "variant": "encoder_only"}}, r"mat\.order: .* mat\.variant=encoder_only act all at once"),
+        ({"trainer": {"max_staleness": 1}}, r"trainer\.max_staleness: .* set it to 0"),
+        ({"trainer": {"max_mismatch_k3": 0.1}}, r"trainer\.max_mismatch_k3: .* set it to null"),
+        ({"sync": {"backend": "nccl"}}, r"sync\.backend: nccl moves weights between GPUs"),
         ({"learner": {"updates_per_step": 100}}, r"learner\.updates_per_step: 24 environment steps cannot be shared by 100 updates"),
     ],
 )

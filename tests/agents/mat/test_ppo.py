@@ -53,13 +53,19 @@ def test_joint_advantage_is_that_of_the_living_agents_mean_value() -> None:
     values = torch.tensor([[[2.0, 4.0]], [[6.0, 100.0]]])
     next_values = torch.tensor([[[6.0, 100.0]], [[0.0, 0.0]]])
     active = torch.tensor([[[True, True]], [[True, False]]])
+    after = torch.tensor([[[True, False]], [[False, False]]])
     none = torch.zeros(2, 1, 2, dtype=torch.bool)
     ended = torch.tensor([[[False, False]], [[True, True]]])
-    credit = team_credit(rewards, values, next_values, ended, none, active, advantage="joint", gamma=1.0, gae_lambda=0.0)
-    # delta_0 = 1 + mean(6, 100) - mean(2, 4) = 51; delta_1 = 1 - 6, of the living agent alone
-    assert credit.advantages.tolist() == [[[51.0, 51.0]], [[-5.0, -5.0]]]
+    credit = team_credit(rewards, values, next_values, ended, none, active, after, advantage="joint", gamma=1.0, gae_lambda=0.0)
+    # The second agent dies in step 0, so in state 1 the team's value is 6, the first agent's alone, from either side:
+    # delta_0 = 1 + 6 - mean(2, 4) = 4 and delta_1 = 1 + 0 - 6 = -5. (With the dead agent's 100 in V(s_1) of the first alone,
+    # delta_0 would be 51: a step would be praised for a value that the next step does not start from.)
+    assert credit.advantages.tolist() == [[[4.0, 4.0]], [[-5.0, -5.0]]]
     assert credit.returns.tolist() == [[[7.0, 101.0]], [[1.0, 1.0]]], "each critic keeps its own target"
-    each = team_credit(rewards, values, next_values, ended, none, active, advantage="per_agent", gamma=1.0, gae_lambda=0.0)
+    whole = team_credit(rewards, values, next_values, ended, none, active, after, advantage="joint", gamma=1.0, gae_lambda=1.0)
+    # With lambda = 1 the values between cancel: A_0 = 1 + 1 - mean(2, 4), the return minus the first state's value.
+    assert whole.advantages[0].tolist() == [[-1.0, -1.0]]
+    each = team_credit(rewards, values, next_values, ended, none, active, after, advantage="per_agent", gamma=1.0, gae_lambda=0.0)
     assert each.advantages.tolist() == [[[5.0, 97.0]], [[-5.0, -99.0]]]
 
 

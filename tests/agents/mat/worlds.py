@@ -37,11 +37,15 @@ class Island(ParallelEnv):
         return self._done[agent]
 
     def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self._spoils == "reset":
+            raise IndexError("the tide is out")
         self.agents, self._time = list(self.possible_agents), 0
         self._number = float(np.random.default_rng(seed).integers(2, 1000))
         return self._observe(self.agents), {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, Any]) -> Any:
+        if self._spoils == "step":
+            raise IndexError("the tide is out")
         self._time += 1
         self.told = actions
         agents, over = list(self.agents), self._time >= self._length
@@ -56,7 +60,8 @@ class Island(ParallelEnv):
         seen = {agent: np.full(self._sizes[agent], self._time, np.float32) for agent in agents}
         if "a" in seen:
             seen["a"][1] = np.nan if late and self._spoils == "observation" else self._number
-            mask = np.zeros(3, np.int8) if late and self._spoils == "mask" else np.array([1, 0, 1], np.int8)
+            masks = {"mask": [0, 0, 0], "long mask": [1, 0, 1, 1]} if late else {}
+            mask = np.array(masks.get(self._spoils, [1, 0, 1]), np.int8)
             seen["a"] = {"observation": seen["a"], "action_mask": mask}
         if late and self._spoils == "shape" and "c" in seen:
             seen["c"] = np.zeros(4, np.float32)

@@ -19,7 +19,8 @@ from reasoner_ray.envs.source_term.environment import SourceTerm, SourceTermVect
 from reasoner_ray.envs.source_term.plume import concentration
 from reasoner_ray.envs.source_term.render import write_gif
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.errors import ConfigError, EnvironmentFault
+from reasoner_ray.seeds import derived_seeds
 
 VARIED = {"scene": {"wind": (1.0, 3.0), "direction": (0, 360), "z": (0, 2), "strength": (2, 9)}, "start": "random", "max_steps": 12}
 
@@ -37,7 +38,7 @@ def test_many_at_once_are_the_same_as_each_alone(moves: str) -> None:
     many = SourceTermVector(5, config)
     singles = [SourceTerm(config) for _ in range(5)]
     observations, infos = many.reset(seed=40)
-    alone = [env.reset(seed=40 + i) for i, env in enumerate(singles)]
+    alone = [env.reset(seed=seed) for env, seed in zip(singles, derived_seeds(40, 5), strict=True)]
     stream = np.random.default_rng(0)
     for t in range(30):  # past the end of an episode: its successor is the same too
         for i, (observation, info) in enumerate(alone):
@@ -58,6 +59,12 @@ def test_many_at_once_are_the_same_as_each_alone(moves: str) -> None:
             assert (reward, cut) == (rewards[i], truncated[i])
             assert info["travelled"] == pytest.approx(infos["travelled"][i])
             alone.append((observation, info))
+
+
+def test_neighbouring_seeds_share_no_episode() -> None:
+    """Env runners of RLlib have seeds s, s + 1, ...; so may jobs."""
+    seen = np.concatenate([SourceTermVector(16, VARIED).reset(seed=seed)[1]["source"] for seed in range(4)])
+    assert len(np.unique(seen, axis=0)) == 4 * 16
 
 
 def alone_over(envs: list[SourceTerm]) -> list[bool]:
@@ -122,6 +129,10 @@ def test_start_keeps_its_clearance_unless_none_is_asked_for() -> None:
         ({"start": (26, 0)}, r"start: \(26, 0\) lies outside the domain of 25 x 25 m"),
         ({"start": (10, 10), "scene": {"x": (10, 10), "y": (10, 10)}}, r"clearance: no source lies 1 m away from the start"),
         ({"scene": {"diffusivity": (1, 2)}}, r"prior\.diffusivity_width=2: estimates of a diffusivity of 1 could be negative"),
+        ({"prior": {"lifetime_width": 10}}, r"prior\.lifetime_width=10: beliefs about a lifetime of 10 s could have it below 0"),
+        ({"prior": {"lifetime_width": 11, "centred": True}}, r"prior\.lifetime_width=11"),
+        ({"prior": {"z": (5, 0)}}, r"z: \(5, 0\) is no range of heights"),
+        ({"prior": {"z": (0, math.nan)}}, r"z: \(0, nan\) is no range of heights"),
         ({"sensor": {"detection": 0}}, r"sensor\.detection.*greater than 0"),
         ({"sped": 1}, r"sped"),
     ],
@@ -139,6 +150,24 @@ def test_a_step_outside_an_episode_is_an_error() -> None:
     assert env.step(0)[3]
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)
+
+
+@pytest.mark.parametrize(
+    ("moves", "action", "message"),
+    [
+        ("discrete", 4, "one of 4 moves, not 4"),
+        ("discrete", -1, "not -1"),
+        ("heading", math.nan, "heading between -pi and pi, not nan"),
+        ("heading", 4.0, "not 4"),
+    ],
+)
+def test_what_is_no_action_is_refused(moves: str, action: float, message: str) -> None:
+    many = SourceTermVector(2, {"moves": moves, "max_steps": 1})
+    many.reset(seed=0)
+    with pytest.raises(EnvironmentFault, match=message):
+        many.step(np.array([0, action]))
+    many.step(np.array([0, 0]))
+    many.step(np.array([0, action]))  # episodes that begin anew take no action
 
 
 def test_pictures_show_way_and_particles_and_make_a_gif(tmp_path: Path) -> None:
