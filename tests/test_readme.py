@@ -106,7 +106,7 @@ def test_the_commands_dry_run(number: int, examples: Path) -> None:
     assert "# derived" in run(COMMANDS[number], examples, "--dry-run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_examples_train_together(examples: Path, tiny_model_dir: Path) -> None:
     small = [
         *(f"model.path={tiny_model_dir}", "model.dtype=float32", f"out={examples / 'runs'}", "tracking.wandb=off", "learner.cpus=0"),

@@ -157,7 +157,7 @@ def prm_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "model"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_actors_are_shared_batched_and_survive_a_kill(prm_dir: Path, tiny_model_dir: Path, ray_cluster: Any) -> None:
     spec = StepModelSpec(model=str(prm_dir), policy=str(tiny_model_dir), dtype="float32", workers=2, threads=1)
     partials = [e.partial for e in make_examples(12)]

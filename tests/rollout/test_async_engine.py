@@ -20,7 +20,7 @@ from tests.processes import left_behind
 PROMPT = list(range(5, 60))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_protocol_as_the_stepping_engine(tiny_model_dir: Path) -> None:
     from transformers import AutoModelForCausalLM
 

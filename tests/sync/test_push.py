@@ -267,6 +267,7 @@ async def a_push_that_breaks_off(pool: Any, ranks: Ranks) -> None:
     assert pool.n_engines == 2
 
 
+@pytest.mark.long
 def test_the_pool_brings_engines_and_ranks_together(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> None:
     """One pool, one story: a sync, an engine that is sent to alone, one that must wait, a push that breaks off."""
     from reasoner_ray.rollout import pool as module
