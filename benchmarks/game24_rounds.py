@@ -6,7 +6,7 @@ model learns from plain samples), over several seeds; and every search method at
 the fine-tuned policy and that first value model. The value-guided methods are compared with best-of-N by the same value model and with
 self-consistency at equal generated tokens, read off their curves.
 
-    python -m benchmarks.game24_rounds                  # about an hour on two cores
+    python -m benchmarks.game24_rounds                  # hours on two cores, not timed yet
     python -m benchmarks.game24_rounds --tiny           # minutes: whether everything runs; its figures mean nothing
 """
 

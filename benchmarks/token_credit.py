@@ -40,8 +40,8 @@ SETTINGS: dict[str, list[str]] = {
         "learner.max_grad_norm=1000",
     ],
 }
-"""What differs; gamma is the job's gamma_action. ETPO's critic is a language model as large as the policy, whose logits, read as
-values, move by about 0.1 where all of its weights move by 1e-6, and Adam moves them all, however small the gradient: hence its small
+"""What differs; gamma is the job's gamma_action. ETPO's critic is a language model as large as the policy, whose logits,
+read as values, move far where all of its weights move a little, and Adam moves them all, however small the gradient: hence its small
 learning rate, and an epsilon and a clipping norm that leave gradients their size.
 """
 WINDOW = 3

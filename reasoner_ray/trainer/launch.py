@@ -89,12 +89,9 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
         make_run_folder(config, if_exists)  # only now, so that a refused job leaves everything as it was
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         driver = TrainerDriver(config, build_parts(config, task, tracker))
-        result = asyncio.run(run_with_signals(driver, checkpoint))
+        return run_driver(driver, checkpoint)
     finally:
         ray.shutdown()
-    if result is None:
-        raise KeyboardInterrupt
-    return result
 
 
 def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
@@ -294,6 +291,14 @@ def build_parts(config: JobConfig, task: Task, tracker: Tracker) -> Parts:
         eval_items=held_out_items(config, task),
         probe_tolerance=config.sync.probe_tolerance or DEFAULT_TOLERANCE[dtype],
     )
+
+
+def run_driver(driver: Driver, checkpoint: Path | None) -> dict[str, float]:
+    """Run the driver to its end; its last evaluation. Raises ``KeyboardInterrupt`` once a run that was asked to stop has ended."""
+    result = asyncio.run(run_with_signals(driver, checkpoint))
+    if result is None:
+        raise KeyboardInterrupt
+    return result
 
 
 async def run_with_signals(driver: Driver, checkpoint: Path | None) -> dict[str, float] | None:

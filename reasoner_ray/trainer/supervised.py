@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -52,12 +51,9 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
         launch.make_run_folder(config, if_exists)
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         parts = Parts(learners=LearnerGroup(config), tracker=tracker, order=order, held_out=held_out, left_out=left_out)
-        result = asyncio.run(launch.run_with_signals(SupervisedDriver(config, parts), checkpoint))
+        return launch.run_driver(SupervisedDriver(config, parts), checkpoint)
     finally:
         ray.shutdown()
-    if result is None:
-        raise KeyboardInterrupt
-    return result
 
 
 def load_examples(config: JobConfig) -> tuple[list[Example], list[Example], Counter[str]]:

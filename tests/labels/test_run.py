@@ -41,8 +41,9 @@ def job(folder: Path, model: Path) -> Path:
     return path
 
 
-def start(job_file: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "reasoner_ray.cli", "label", str(job_file), *options]
+def start(job_file: Path, *options: str, does: str = "label") -> subprocess.Popen[bytes]:
+    """A command of the system in a session of its own, so that it can be killed with all it started."""
+    command = [sys.executable, "-m", "reasoner_ray.cli", does, str(job_file), *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     log = (job_file.parent / "output.txt").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from reasoner_ray.prm.examples import read_examples
 from reasoner_ray.prm.settings import SupervisedConfig
 from reasoner_ray.trainer.metrics_log import read_jsonl
 from tests.labels.test_run import ENDS
+from tests.labels.test_run import start as start_command
 from tests.prm.conftest import job as supervised_job  # noqa: F401 - a fixture
 from tests.prm.conftest import make_examples
 
@@ -50,11 +52,7 @@ def write_job(folder: Path, model: Path, **sections: Any) -> Path:
     return path
 
 
-def start(job: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *options]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    log = (job.parent / "output.txt").open("ab")
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+start = partial(start_command, does="train")
 
 
 def output(job: Path) -> str:

@@ -53,12 +53,9 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
         launch.make_run_folder(config, if_exists)
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         parts = Parts(learners=AlgorithmRunner(config), tracker=tracker)
-        result = asyncio.run(launch.run_with_signals(AgdcDriver(config, parts), checkpoint))
+        return launch.run_driver(AgdcDriver(config, parts), checkpoint)
     finally:
         ray.shutdown()
-    if result is None:
-        raise KeyboardInterrupt
-    return result
 
 
 def check_room(made: AlgorithmConfig, nodes: Sequence[Mapping[str, float]]) -> None:

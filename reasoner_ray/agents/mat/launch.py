@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,12 +47,9 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
         launch.make_run_folder(config, if_exists)
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         driver = MatDriver(config, Parts(workers=WorkerPool(config), learners=MatLearners(config), tracker=tracker))
-        result = asyncio.run(launch.run_with_signals(driver, checkpoint))
+        return launch.run_driver(driver, checkpoint)
     finally:
         ray.shutdown()
-    if result is None:
-        raise KeyboardInterrupt
-    return result
 
 
 def check_room(config: JobConfig, available: Mapping[str, float]) -> None:
