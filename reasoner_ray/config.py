@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from reasoner_ray.agents.agdc.settings import AgdcConfig, agdc_numbers, agdc_problems
 from reasoner_ray.agents.mat.settings import MatConfig, mat_numbers, mat_problems
+from reasoner_ray.agents.sequence.settings import SequenceConfig, sequence_numbers, sequence_problems
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.labels.settings import LabelConfig
@@ -75,7 +76,7 @@ class RolloutConfig(Section):
     engine: Literal["auto", "stepping", "async"] = Field(
         "auto", description="stepping: in-process LLMEngine (CPU); async: AsyncLLM (GPU); auto picks by hardware"
     )
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=2, description="of sampling; vLLM takes no more than 2")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: no truncation")
     min_p: float = Field(0.0, ge=0, le=1)
@@ -128,6 +129,10 @@ class LoraConfig(Section):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
+CriticKind = Literal["none", "shared", "frozen", "separate", "soft_q", "soft_q_frozen", "joint"]
+SOFT_CRITICS = ("soft_q", "soft_q_frozen")
+
+
 class LearnerConfig(Section):
     """DeepSpeed learners."""
 
@@ -149,10 +154,11 @@ class LearnerConfig(Section):
     share_prefixes: bool = Field(True, description="compute tokens that trajectories share once (prefix-tree packing)")
     gradient_checkpointing: bool = False
     logprob_chunk: int = Field(1024, ge=1, description="positions whose logits exist at once")
-    critic: Literal["none", "shared", "frozen", "separate", "soft_q", "joint"] = Field(
+    critic: CriticKind = Field(
         "shared",
         description="value head: on the policy's (detached) hidden states, on the frozen initial model (POAD), or a model of its own; "
-        "soft_q: a Q network and its target, two more models (ETPO); joint: a head that trains the model with it (kind prm, value)",
+        "soft_q: a Q network and its target, two more models (ETPO), soft_q_frozen: the same as two LM heads on the initial model; "
+        "joint: a head that trains the model with it (kind prm, value)",
     )
     critic_hidden: tuple[int, ...] = (1024, 512)
     lora: LoraConfig | None = None
@@ -220,7 +226,7 @@ class JobConfig(Section):
     """A whole job."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
-    kind: Literal["rl", "sft", "prm", "value", "rounds", "mat", "agdc"] = Field(
+    kind: Literal["rl", "sft", "prm", "value", "rounds", "mat", "agdc", "sequence"] = Field(
         "rl",
         description="what is trained: a policy by rewards or by examples, a process reward model, a value model; "
         "rounds: a policy and its judge in turns; mat: a Multi-Agent Transformer in multi_agent's environments; agdc: a search that ends "
@@ -245,6 +251,7 @@ class JobConfig(Section):
     agdc: AgdcConfig = AgdcConfig()
     multi_agent: MultiAgentConfig = MultiAgentConfig()
     mat: MatConfig = MatConfig()
+    sequence: SequenceConfig = SequenceConfig()
 
     @property
     def run_dir(self) -> Path:
@@ -263,6 +270,10 @@ class JobConfig(Section):
         return self
 
 
+PROBLEMS = {"rounds": rounds_problems, "mat": mat_problems, "agdc": agdc_problems, "sequence": sequence_problems}
+NUMBERS = {"rounds": rounds_numbers, "mat": mat_numbers, "agdc": agdc_numbers, "sequence": sequence_numbers}
+
+
 def _impossible(c: JobConfig) -> list[str]:
     """Every combination of keys that cannot work, each as one sentence."""
     from reasoner_ray.algorithms import get_algorithm
@@ -276,7 +287,7 @@ def _impossible(c: JobConfig) -> list[str]:
     check_task(c.task)
     reward_terms(c.scoring, c.task)
     if c.kind != "rl":
-        return {"rounds": rounds_problems, "mat": mat_problems, "agdc": agdc_problems}.get(c.kind, supervised_problems)(c)
+        return PROBLEMS.get(c.kind, supervised_problems)(c)
     t, problems = c.trainer, [*_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
     problems += cut_problems("labels.separator", c.labels.separator)
     problems += _soft_critic_problems(c.learner, algorithm)
@@ -328,20 +339,23 @@ def _rollout_problems(rollout: RolloutConfig) -> list[str]:
 
 def _soft_critic_problems(learner: LearnerConfig, algorithm: Algorithm[Any]) -> list[str]:
     """What ``_impossible`` says of a soft critic."""
-    if algorithm.needs_soft_critic and learner.critic != "soft_q":
-        return [f"learner.critic: {algorithm.name} learns a Q of tokens, not a value; set learner.critic=soft_q"]
-    if learner.critic != "soft_q":
+    soft = learner.critic in SOFT_CRITICS
+    if algorithm.needs_soft_critic and not soft:
+        return [f"learner.critic: {algorithm.name} learns a Q of tokens, not a value; set learner.critic=soft_q (or soft_q_frozen)"]
+    if not soft:
         return []
     problems = []
     if not algorithm.needs_soft_critic:
         problems.append(
-            f"learner.critic: 'soft_q' is the critic of etpo, which {algorithm.name} does not read; "
+            f"learner.critic: {learner.critic!r} is the critic of etpo, which {algorithm.name} does not read; "
             f"set learner.critic={'shared' if algorithm.needs_critic else 'none'}"
         )
-    if learner.lora is not None:
-        problems.append("learner.lora: 'soft_q' trains a second full model; set learner.lora=null, or take algorithm.name=poad")
+    if learner.lora is not None and learner.critic == "soft_q":
+        problems.append("learner.lora: 'soft_q' trains a second full model; set learner.critic=soft_q_frozen, or learner.lora=null")
     if learner.zero_stage == 3:
-        problems.append("learner.zero_stage: the target of 'soft_q' averages whole parameters, which stage 3 splits; take 2 or below")
+        problems.append(
+            f"learner.zero_stage: the target of {learner.critic!r} averages whole parameters, which stage 3 splits; take 2 or below"
+        )
     return problems
 
 
@@ -403,7 +417,7 @@ def to_yaml(config: JobConfig) -> str:
 def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
     """Every number that follows from the configuration, for ``--dry-run``."""
     if config.kind != "rl":
-        return {"rounds": rounds_numbers, "mat": mat_numbers, "agdc": agdc_numbers}.get(config.kind, supervised_numbers)(config)
+        return NUMBERS.get(config.kind, supervised_numbers)(config)
     t, learner = config.trainer, config.learner
     groups_per_update = t.tasks_per_step // learner.updates_per_step
     return {

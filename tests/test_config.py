@@ -51,6 +51,7 @@ def test_every_job_loads_and_dry_runs(job: Path) -> None:
         (["learner.critic=soft_q"], r"learner\.critic: 'soft_q' is the critic of etpo.*poad.*set learner\.critic=shared"),
         (["algorithm.name=grpo", "learner.critic=soft_q"], r"learner\.critic: 'soft_q'.*grpo.*set learner\.critic=none"),
         (["algorithm.name=etpo", "learner.critic=soft_q", "learner.lora={rank: 8}"], r"learner\.lora: 'soft_q' trains a second"),
+        (["algorithm.name=poad", "learner.critic=soft_q_frozen"], r"learner\.critic: 'soft_q_frozen' is the critic of etpo"),
         (["algorithm.name=etpo", "learner.critic=soft_q", "learner.zero_stage=3"], r"learner\.zero_stage: the target of 'soft_q'"),
         (["algorithm.name=etpo", "learner.critic=soft_q", "algorithm.settings.kl_coef=1"], r"algorithm\.settings\.kl_coef: unknown .*etpo"),
         (["scoring.scorers=[{name: exact_match, wieght: 1}]"], r"wieght: unknown key"),

@@ -57,7 +57,10 @@ class Etpo(Algorithm[EtpoSettings]):
     updates, so an outcome reaches the first of many tokens late: in a run of few updates lower target_decay and raise
     lambda_token and lambda_action, which bring it there at once, for on-policy trajectories.
     beta has the unit of the reward: at 0.01 a reward of 1 outweighs 100 nats. In bfloat16 Q is rough by 0.05 to 0.1 (on
-    135M parameters), ten times that beta: take model.dtype=float32. It holds four models, two of them trained.
+    135M parameters), ten times that beta: take model.dtype=float32. It holds four models, two of them trained;
+    learner.critic=soft_q_frozen holds the policy, the initial model and two LM heads, and works with learner.lora. A wrong
+    Q misleads the policy (an advantage's error would be noise), so the critic must be ahead of it: if success falls while
+    value_loss stays at return's variance, lower learner.lr, or take more learner.updates_per_step.
 
     Deviations: Q(x, w) is the Q network's logit less the reference's, so Q and KL start at 0, where pi = rho is the best
     policy; the paper starts Q at the model's logits, whose spread of tens of nats over beta asks for a nearly certain

@@ -32,7 +32,7 @@ class LabelConfig(Section):
     completions: int = Field(8, ge=1, description="K: completions an estimate")
     solutions: int = Field(4, ge=1, description="math_shepherd: solutions of a question that are labelled")
     omega: OmegaConfig = OmegaConfig()
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: no truncation")
     right_from: float = Field(1.0, description="the score (of scoring.scorers) from which on an answer counts as right")

@@ -13,7 +13,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from reasoner_ray.models import resolve_dtype, resolve_model
 from reasoner_ray.packing import Batch
 
 if TYPE_CHECKING:  # the model side needs torch and transformers alone
-    from reasoner_ray.config import LearnerConfig, LoraConfig, ModelConfig
+    from reasoner_ray.config import CriticKind, LearnerConfig, LoraConfig, ModelConfig
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
@@ -81,16 +81,17 @@ class PolicyModel(nn.Module):
 
     The critic is ``none``; ``shared``: a head on the policy's hidden states, detached, so that its loss never moves
     the trunk; ``frozen``: a head on the initial model's hidden states (POAD); ``separate``: a trunk and a head of its
-    own; ``soft_q``: a Q network and its target (ETPO); ``joint``: a head on the policy's hidden states whose loss trains
-    the trunk, and nothing but it (process reward and value models). The initial model is the policy with its adapters
-    off under LoRA, and one frozen copy otherwise, which the frozen or soft critic and the reference share.
+    own; ``soft_q``: a Q network and its target (ETPO); ``soft_q_frozen``: the same as LM heads on the initial model's
+    hidden states; ``joint``: a head on the policy's hidden states whose loss trains the trunk, and nothing but it (process
+    reward and value models). The initial model is the policy with its adapters off under LoRA, and one frozen copy
+    otherwise, which the frozen or soft critic and the reference share.
     """
 
     def __init__(
         self,
         lm: PreTrainedModel,
         *,
-        critic: Literal["none", "shared", "frozen", "separate", "soft_q", "joint"] = "none",
+        critic: CriticKind = "none",
         critic_hidden: Sequence[int] = (1024, 512),
         lora: LoraConfig | None = None,
         needs_reference: bool = False,
@@ -104,13 +105,14 @@ class PolicyModel(nn.Module):
         self.backend: Backend | None = None  # None: FlexAttention on CUDA, SDPA elsewhere
         self.compute_dtype = compute_dtype
         self.has_adapters = lora is not None
-        wants_initial = needs_reference or critic in ("frozen", "soft_q")
+        soft, on_initial = critic.startswith("soft_q"), critic in ("frozen", "soft_q_frozen")
+        wants_initial = needs_reference or soft or on_initial
         # A soft critic subtracts the initial model's logits from its own, so it must have rounded the same weights.
         initial_dtype = torch.float32 if critic == "soft_q" else compute_dtype
         self.initial = copy.deepcopy(lm).to(initial_dtype).requires_grad_(False).eval() if wants_initial and not self.has_adapters else None
         self.critic_trunk = copy.deepcopy(lm.base_model) if critic == "separate" else None
-        self.value_head = None if critic in ("none", "soft_q") else ValueHead(_hidden_size(lm), critic_hidden)
-        self.soft_critic = SoftCritic(lm, temperature, chunk) if critic == "soft_q" else None
+        self.value_head = None if critic == "none" or soft else ValueHead(_hidden_size(lm), critic_hidden)
+        self.soft_critic = SoftCritic(lm, temperature, chunk, frozen=on_initial) if soft else None
         if lora is not None:
             _add_adapters(lm, lora)
         self.lm = lm
@@ -151,11 +153,7 @@ class PolicyModel(nn.Module):
         """
         batch, tree = self._prepare(batch)
         with self._autocast():
-            if self.initial is not None and self.initial_head is not None:
-                pairs, _ = self.initial_head(_run(self.initial, batch, tree), batch, False)
-            else:
-                with self._adapters_off():
-                    pairs, _ = self.head(_run(self.lm, batch, tree), batch, False)
+            pairs, _ = (self.initial_head or self.head)(self._initial_states(batch, tree), batch, False)
         return batch.of_stream(pairs, None)[0]
 
     @torch.no_grad()
@@ -220,11 +218,15 @@ class PolicyModel(nn.Module):
             return hidden if self.critic == "joint" else hidden.detach()
         if self.critic_trunk is not None:
             return _run(self.critic_trunk, batch, tree)
-        with torch.no_grad():
-            if self.initial is not None:
-                return _run(self.initial, batch, tree)
-            with self._adapters_off():
-                return _run(self.lm, batch, tree)
+        return self._initial_states(batch, tree)
+
+    @torch.no_grad()
+    def _initial_states(self, batch: Batch, tree: TreeMask) -> torch.Tensor:
+        """Hidden states [N, d] of the initial model."""
+        if self.initial is not None:
+            return _run(self.initial, batch, tree)
+        with self._adapters_off():
+            return _run(self.lm, batch, tree)
 
     def _soft_terms(
         self, batch: Batch, tree: TreeMask, hidden: torch.Tensor, pairs: torch.Tensor, want_q: bool, want_target: bool
@@ -232,12 +234,12 @@ class PolicyModel(nn.Module):
         """What the soft critic says, given the policy's hidden states [N, d] and log-probs [P] of the batch's pairs."""
         if self.soft_critic is None:
             return None
-        assert self.initial is not None and self.initial_head is not None
+        head = self.initial_head or self.head
         with torch.no_grad():
-            states = _run(self.initial, batch, tree)
-            initial_pairs = None if batch.choices is None else self.initial_head(states, batch, False)[0]
+            states = self._initial_states(batch, tree)
+            initial_pairs = None if batch.choices is None else head(states, batch, False)[0]
         policy = TokenModel(Logits(hidden, self.head.weight, self.head.bias), pairs)
-        reference = TokenModel(Logits(states, self.initial_head.weight, self.initial_head.bias), initial_pairs)
+        reference = TokenModel(Logits(states, head.weight, head.bias), initial_pairs)
 
         def run(lm: PreTrainedModel) -> torch.Tensor:
             return _run(lm, batch, tree)

@@ -12,6 +12,10 @@ The network is a copy of the language model and ``Q(x, w) = logit_Q(x, w) - logi
 exactly 0. The paper takes the copy's logits alone: their spread of tens of nats, divided by beta = 0.01, would make the
 first update's goal ``rho exp(Q / beta)`` a nearly deterministic policy before a single reward was seen.
 
+That network learns a value by moving all weights of a language model, which moves the values of all other states and
+tokens too. The frozen one (``soft_q_frozen``) is linear in the initial model's hidden states h(x), with a part that all tokens
+share and learn fast, and one of their own: ``Q(x, w) = (v + u_w / 10) . h(x)``. It takes no forward pass beyond the KL's.
+
 Where one candidate of a list begins another, the same token may end the action or go on with it, which are two edges
 and one token. There the end's Q has a term of its own: a linear function, at first 0, of the state after the token.
 """
@@ -33,6 +37,8 @@ from reasoner_ray.learner.value import ValueHead
 from reasoner_ray.packing import Batch
 
 Run = Callable[[PreTrainedModel], torch.Tensor]
+
+_OWN_SHARE = 0.1  # Adam moves every weight alike: what tells tokens apart is small beside what a state is worth, and must be as calm
 
 
 class SoftTerms(NamedTuple):
@@ -79,16 +85,22 @@ class TokenModel(NamedTuple):
 
 
 class TokenQ(nn.Module):
-    """A Q network: a language model whose logits are read as values, and what ending an action adds to them."""
+    """A Q network: logits that are read as values, of a language model or linear in the reference's, and what ending an action adds."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: PreTrainedModel, *, frozen: bool) -> None:
+        """Begins as ``lm``; ``frozen`` leaves its trunk to the reference and learns what to add to its LM head."""
         super().__init__()
-        self.lm = lm
-        head: Any = lm.get_output_embeddings()
-        self.stop = ValueHead(head.weight.shape[1], ())
+        vocabulary, width = lm.get_output_embeddings().weight.shape
+        self.lm = None if frozen else copy.deepcopy(lm)
+        self.shared = nn.Parameter(torch.zeros(width)) if frozen else None
+        self.own = nn.Parameter(torch.zeros(vocabulary, width)) if frozen else None
+        self.stop = ValueHead(width, ())
 
-    def logits(self, run: Run) -> Logits:
-        """Its logits on the row that ``run`` runs models on."""
+    def logits(self, run: Run, reference: Logits) -> Logits:
+        """Its logits on the row that ``run`` runs models on, and ``reference`` is of."""
+        if self.own is not None and self.shared is not None:
+            return reference._replace(weight=reference.weight.detach() + self.shared + _OWN_SHARE * self.own)
+        assert self.lm is not None
         head: Any = self.lm.get_output_embeddings()
         return Logits(run(self.lm), head.weight, head.bias)
 
@@ -110,19 +122,22 @@ class SoftCritic(nn.Module):
     The target is float32 as the network is: with a decay of 0.995 bfloat16 would round most of its moves away.
     """
 
-    def __init__(self, lm: PreTrainedModel, temperature: float, chunk: int) -> None:
-        """``temperature`` is that of the sampling, hence of pi and rho; ``chunk`` the positions whose logits exist at once."""
+    def __init__(self, lm: PreTrainedModel, temperature: float, chunk: int, *, frozen: bool = False) -> None:
+        """``temperature`` is that of the sampling, hence of pi and rho; ``chunk`` the positions whose logits exist at once.
+
+        ``frozen`` leaves the initial model's trunk as it is and learns a head on it; see the module's text.
+        """
         super().__init__()
-        self.q = TokenQ(copy.deepcopy(lm))
+        self.q = TokenQ(lm, frozen=frozen)
         self.target = copy.deepcopy(self.q).requires_grad_(False).eval()
         self.temperature = temperature
         self.chunk = chunk
 
     def forward(self, batch: Batch, run: Run, policy: TokenModel, reference: TokenModel, *, want_q: bool, want_target: bool) -> SoftTerms:
         """The terms of ``batch``; ``run`` gives a model's last hidden states [N, d] on its row."""
-        q = self.q.logits(run) if want_q else None
+        q = self.q.logits(run, reference.logits) if want_q else None
         with torch.no_grad():
-            target = self.target.logits(run) if want_target else None
+            target = self.target.logits(run, reference.logits) if want_target else None
         base, n_pairs = reference.logits.of_pairs(batch), len(batch.targets)
         q_values = None if q is None else self.q.values(q, base, batch)
         target_values = None if target is None else self.target.values(target, base, batch)

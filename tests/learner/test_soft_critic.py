@@ -36,12 +36,12 @@ Job = Callable[..., JobConfig]
 Groups = list[list[Trajectory]]
 
 
-def move(module: nn.Module, seed: int) -> None:
-    """Add noise of a third of the weights' size to every parameter."""
+def move(module: nn.Module, seed: int, size: float = 0.03) -> None:
+    """Add noise to every parameter; of ``size`` 0.03 it is a third of the weights' size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+            parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def load(tiny_model_dir: Path) -> Load:
     return make
 
 
-@pytest.fixture(scope="module")
-def moved(load: Load) -> PolicyModel:
+@pytest.fixture(scope="module", params=["soft_q", "soft_q_frozen"])
+def moved(load: Load, request: pytest.FixtureRequest) -> PolicyModel:
     """Policy, Q network and target have all left the initial model, each for elsewhere."""
-    policy = load()
+    policy = load(critic=request.param)
     assert policy.soft_critic is not None
     for seed, part in enumerate((policy.lm, policy.soft_critic.q, policy.soft_critic.target)):
-        move(part, seed)
+        move(part, seed, 0.03 if part is policy.lm or request.param == "soft_q" else 1.0)
     return policy
 
 
@@ -90,9 +90,13 @@ def packed(policy: PolicyModel, trajectories: list[Trajectory], **how: Any) -> t
 def plain(folder: Path, policy: PolicyModel, trajectories: list[Trajectory]) -> tuple[Terms, dict[str, torch.Tensor]]:
     """The same from whole logits by transformers, each context and each candidate a forward pass of its own."""
     lms, critic = [], policy.soft_critic
-    for lm in (policy.lm, policy.initial, critic.q.lm, critic.target.lm):
+    for lm, part in ((policy.lm, None), (policy.initial, None), (critic.q.lm, critic.q), (critic.target.lm, critic.target)):
         own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        own.load_state_dict(lm.state_dict())
+        own.load_state_dict((lm or policy.initial).state_dict())
+        if lm is None:  # a frozen critic, whose trunk is the initial model's
+            head = nn.Linear(*reversed(part.own.shape), bias=False)
+            head.weight = nn.Parameter(policy.initial.get_output_embeddings().weight + part.shared + 0.1 * part.own)
+            own.requires_grad_(False).set_output_embeddings(head)
         lms.append(own)
 
     def rows(tokens: list[int], start: int) -> tuple[torch.Tensor, ...]:
@@ -141,7 +145,12 @@ def plain(folder: Path, policy: PolicyModel, trajectories: list[Trajectory]) -> 
                 note(log_pi - log_pi.logsumexp(0), log_rho - log_rho.logsumexp(0), q, target, own)
     terms = {name: torch.stack(values) for name, values in found.items()}
     total(terms).backward()
-    grads = {f"{prefix}.{n}": p.grad for prefix, lm in (("lm", lms[0]), ("soft_critic.q.lm", lms[2])) for n, p in lm.named_parameters()}
+    grads = {f"lm.{n}": p.grad for n, p in lms[0].named_parameters()}
+    if critic.q.lm is not None:
+        grads |= {f"soft_critic.q.lm.{n}": p.grad for n, p in lms[2].named_parameters()}
+    else:
+        by_row = lms[2].get_output_embeddings().weight.grad
+        grads |= {"soft_critic.q.own": 0.1 * by_row, "soft_critic.q.shared": by_row.sum(0)}
     for n, p in critic.q.stop.named_parameters():
         grads[f"soft_critic.q.stop.{n}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
     return {name: x.detach() for name, x in terms.items()}, grads
@@ -285,7 +294,8 @@ def test_gradients_stay_with_their_network(moved: PolicyModel) -> None:
     assert not moved(batch).soft.target_q.requires_grad
     trained = {id(p) for p in [*moved.policy_parameters(), *moved.critic_parameters()]}
     assert trained == {id(p) for p in moved.parameters() if p.requires_grad}
-    assert len(trained) == 2 * len(list(moved.lm.parameters())) + 2
+    q = len(list(moved.lm.parameters())) if moved.critic == "soft_q" else 2
+    assert len(trained) == len(list(moved.lm.parameters())) + q + 2
 
 
 def test_only_what_is_wanted_is_computed(moved: PolicyModel) -> None:
@@ -366,9 +376,10 @@ def list_groups() -> Groups:
     return made
 
 
+@pytest.mark.parametrize("changes", [{}, {"critic": "soft_q_frozen"}, {"critic": "soft_q_frozen", "lora": {"rank": 2}}])
 @pytest.mark.parametrize("which", ["free text", "lists"])
-def test_a_step_changes_policy_critic_and_target(which: str, job: Job, groups: Groups) -> None:
-    learner = Learner(job(algorithm=ETPO, learner=SOFT))
+def test_a_step_changes_policy_critic_and_target(which: str, changes: dict[str, Any], job: Job, groups: Groups) -> None:
+    learner = Learner(job(algorithm=ETPO, learner=SOFT | changes))
     before = state(learner)
     first, second, third = (learner.train_step(groups if which == "free text" else list_groups()) for _ in range(3))
     assert [first[f"learner/{name}"] for name in ("reference_kl", "q", "expected_q")] == pytest.approx([0, 0, 0], abs=1e-5)
@@ -381,8 +392,9 @@ def test_a_step_changes_policy_critic_and_target(which: str, job: Job, groups: G
     assert {p for p in prefixes for name in after if name.startswith(p)} == prefixes
     assert all(".stop." in name or not torch.equal(after[name], before[name]) for name in after)
     assert which == "free text" or all(after[f"soft_critic.{part}.stop.layers.0.bias"] != 0 for part in ("q", "target"))
-    initial = {f"lm.{name}": p for name, p in learner.engine.policy.initial.named_parameters()}
-    assert all(torch.equal(p, before[name]) for name, p in initial.items())
+    if "lora" not in changes:
+        initial = {f"lm.{name}": p for name, p in learner.engine.policy.initial.named_parameters()}
+        assert all(torch.equal(p, before[name]) for name, p in initial.items())
     assert all(name.startswith(("model.", "lm_head.")) for name, _ in learner.state_for_sync())
 
 
