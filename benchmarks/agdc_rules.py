@@ -14,9 +14,9 @@ from pathlib import Path
 from benchmarks._record import record
 from reasoner_ray.agents.agdc.cessation import CessationRule, make_rule
 from reasoner_ray.agents.agdc.evaluate import Arena, search_metrics
-from reasoner_ray.agents.agdc.launch import calibrate
+from reasoner_ray.agents.agdc.launch import calibrate, make_arena
 from reasoner_ray.agents.agdc.planners import PLANNERS
-from reasoner_ray.agents.agdc.settings import AgdcConfig, BeliefConfig, CessationConfig, FeedbackConfig
+from reasoner_ray.agents.agdc.settings import AgdcConfig, BeliefConfig, CessationConfig
 
 INF = math.inf
 FILTERS = {"posterior": {"particles": 300}, "published": {"particles": 2000, "move": "reading", "move_steps": 1}}
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     agdc, figures = AgdcConfig(), {}
     for name, belief in FILTERS.items():
-        arena = Arena(agdc.environment, BeliefConfig.model_validate(belief), make_rule(agdc.cessation), FeedbackConfig(), agdc.tolerance)
+        arena = make_arena(agdc.model_copy(update={"belief": BeliefConfig.model_validate(belief)}))
         for rule_name, rule in rules_of(arena, args.fit).items():
             found = search_metrics(replace(arena, rule=rule).run(PLANNERS.get("dcee")(seed=0), args.episodes), agdc.tolerance)
             wrong = 1 - found["correct_stops"] if "correct_stops" in found else math.nan

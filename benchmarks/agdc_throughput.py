@@ -18,7 +18,8 @@ import torch
 from scipy.special import ndtr
 
 from benchmarks._record import alternate, ratios, record
-from reasoner_ray.agents.agdc.planners import PLANNERS, View
+from reasoner_ray.agents.agdc.planners import PLANNERS
+from reasoner_ray.agents.agdc.problem import View
 from reasoner_ray.agents.agdc.settings import BeliefConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
 from reasoner_ray.envs.source_term.core import MOVES, SourceTermBatch

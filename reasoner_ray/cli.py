@@ -147,6 +147,20 @@ def convert_labels(
 
 
 @app.command()
+def collect(job: JobArgument, overrides: Overrides = None) -> None:
+    """Record a policy's episodes as a Minari data set: `reasoner collect jobs/sequence/key_to_door_dt.yaml sequence.collect.out=DIR-v0`.
+
+    The policy is `random`, the folder model/ of a run of kind sequence or mat (a team of one), or module:function of your own.
+    """
+    from reasoner_ray.agents.sequence.collect import collect as run
+    from reasoner_ray.config import load_config
+
+    config = load_config(job, overrides)
+    for name, value in run(config).items():
+        typer.echo(f"{name}: {value:.6g}")
+
+
+@app.command()
 def submit(
     job: JobArgument,
     overrides: Overrides = None,

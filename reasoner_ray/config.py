@@ -230,7 +230,7 @@ class JobConfig(Section):
         "rl",
         description="what is trained: a policy by rewards or by examples, a process reward model, a value model; "
         "rounds: a policy and its judge in turns; mat: a Multi-Agent Transformer in multi_agent's environments; agdc: a search that ends "
-        "itself",
+        "itself; sequence: a Decision Transformer or its kin, from recorded episodes",
     )
     seed: int = 0
     out: Path = Field(Path("runs"), description="folder that holds the run's folder")

@@ -12,12 +12,17 @@ ENTRY_POINTS = {
     "DataScience": "reasoner_ray.envs.data_science:DataScience",
     "Entertainment": "reasoner_ray.envs.text.entertainment:Entertainment",
     "FoodPreparation": "reasoner_ray.envs.text.food_preparation:FoodPreparation",
+    "KeyToDoor": "reasoner_ray.envs.key_to_door:KeyToDoor",
+    "ObjectSearch": "reasoner_ray.envs.object_search.environment:ObjectSearch",
     "SourceTerm": "reasoner_ray.envs.source_term.environment:SourceTerm",
     "TextWorld": "reasoner_ray.envs.textworld:TextWorldGame",
     "TomatoLettuceSalad": "reasoner_ray.envs.text.overcooked:TomatoLettuceSalad",
     "TomatoSalad": "reasoner_ray.envs.text.overcooked:TomatoSalad",
 }
-VECTOR_ENTRY_POINTS = {"SourceTerm": "reasoner_ray.envs.source_term.environment:SourceTermVector"}
+VECTOR_ENTRY_POINTS = {
+    "ObjectSearch": "reasoner_ray.envs.object_search.environment:ObjectSearchVector",
+    "SourceTerm": "reasoner_ray.envs.source_term.environment:SourceTermVector",
+}
 """Those that play many episodes at once."""
 
 

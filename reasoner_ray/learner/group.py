@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from reasoner_ray.errors import EnvironmentProblem, LearnerLost, ReasonerError
 from reasoner_ray.settings import learner_environment, usable_cores
@@ -239,6 +239,27 @@ class LearnerGroup:
             late = ", ".join(str(i) for i, call in enumerate(calls) if not call.done())
             raise LearnerLost(f"learner rank {late} did not answer {method} within {deadline_s:g} s")
         return [call.result() for call in calls]
+
+
+class WholeBatchLearners(LearnerGroup):
+    """Ranks that each read all that a step is learnt from; whose weights go to workers on CPUs, through the object store."""
+
+    async def train_step(self, groups: Sequence[Ref]) -> dict[str, float]:
+        """One step on everything behind the references.
+
+        What went down with the node that held it is a ``LearnerLost`` too: ranks may have stopped at different points.
+        """
+        try:
+            return (await self._call("train_step", list(groups)))[0]
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise LearnerLost(f"a rollout worker's segment was lost with its node: {str(error.cause).splitlines()[0]}") from error
+            raise
+
+    async def publish_weights(self) -> list[Ref]:
+        """References to the weights as ``Bucket``s."""
+        buckets: list[Ref] = (await self._call("publish_weights"))[0]
+        return buckets
 
 
 def share_groups(groups: Sequence[Ref], ranks: int, updates: int) -> list[list[Ref]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from reasoner_ray.agents.mat.settings import mat_defaults
+from reasoner_ray.agents.sequence.settings import sequence_defaults
 from reasoner_ray.section import Section
 from reasoner_ray.steps import CutSetting, cut_problems
 
@@ -59,9 +60,11 @@ class ProcessRewardConfig(Section):
 
 
 def kind_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """A job's plain tree with the critic (of kind mat, the optimiser and model) that its kind needs, where the job names none."""
+    """A job's plain tree with the critic (of kind mat and sequence: optimiser and model) that its kind needs, where it names none."""
     if tree.get("kind") == "mat":
         return mat_defaults(tree)
+    if tree.get("kind") == "sequence":
+        return sequence_defaults(tree)
     head = {"critic": "joint", "critic_hidden": ()}
     defaults: dict[Any, dict[str, Any]] = {"sft": {"critic": "none"}, "prm": head, "value": head}
     learner = tree.get("learner", {})

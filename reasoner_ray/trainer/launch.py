@@ -71,6 +71,10 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
         from reasoner_ray.agents.mat.launch import train as train_team
 
         return train_team(config, if_exists)
+    if config.kind == "sequence":
+        from reasoner_ray.agents.sequence.launch import train as train_sequence
+
+        return train_sequence(config, if_exists)
     if config.kind == "agdc":
         from reasoner_ray.agents.agdc.launch import train as train_search
 
@@ -97,13 +101,19 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
 def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
     """Greedy answers of ``config.model`` on the task's held-out prompts; of kind prm and value the model's scores of steps.
 
-    Of kind mat: episodes of a team; of kind agdc: searches. ``model`` is what the user asked to evaluate, where they did, and
-    ``config.model.path`` too: to kind mat the job's own path is what the run began with. Raises ``ReasonerError`` with what to do.
+    Of kind mat and sequence: episodes; of kind agdc: searches. ``model`` is what the user asked to evaluate, where they did, and
+    ``config.model.path`` too: to kind mat and sequence the job's own path is what the run began with.
+
+    Raises ``ReasonerError`` with what to do.
     """
     if config.kind == "mat":
         from reasoner_ray.agents.mat.launch import evaluate as evaluate_team
 
         return evaluate_team(config, model)
+    if config.kind == "sequence":
+        from reasoner_ray.agents.sequence.launch import evaluate as evaluate_sequence
+
+        return evaluate_sequence(config, model)
     if config.kind == "agdc":
         from reasoner_ray.agents.agdc.launch import evaluate as evaluate_search
 

@@ -47,6 +47,7 @@ class Tracker:
         model = config.model.path.rsplit("/", 1)[-1]
         what = f"{config.algorithm.name} on {config.task.name}" if config.kind == "rl" else config.kind
         what = f"{config.mat.variant} on {config.multi_agent.name}" if config.kind == "mat" else what
+        what = f"{config.sequence.variant} on {config.sequence.world.id}" if config.kind == "sequence" else what
         self._view = make_view(config.tracking.terminal, f"{config.name}: {what}, {model}")
         self._wandb = None
         if config.tracking.wandb != "off":

@@ -1,4 +1,4 @@
-"""An episode as a GIF: the field, the way and the particles, step by step."""
+"""An episode as a GIF, step by step: of SourceTerm the field, the way and the particles."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ import torch
 
 from reasoner_ray.agents.agdc.detection import GoalDetector
 from reasoner_ray.agents.agdc.evaluate import Arena
-from reasoner_ray.agents.agdc.planners import Policy, View
-from reasoner_ray.agents.agdc.source_belief import SourceBelief
-from reasoner_ray.envs.source_term.core import SourceTermBatch
-from reasoner_ray.envs.source_term.render import draw_scene, write_gif
+from reasoner_ray.agents.agdc.problem import Policy, View
+from reasoner_ray.envs.source_term.render import write_gif
 
 
 def animate(arena: Arena, policy: Policy, seed: int, file: Path) -> bool:
     """Play the episode of ``seed`` and write it to ``file``; says whether the agent ended it."""
-    search = SourceTermBatch(arena.environment, 1)
-    belief = SourceBelief(arena.belief, arena.environment, 1, tolerance=arena.tolerance)
+    search, belief = arena.problem.search(1), arena.problem.belief(1)
     detector, one = GoalDetector(belief, arena.rule, arena.feedback, 1), torch.ones(1, dtype=torch.bool)
     detector.seed(seed)
     features = detector.begin(one, search.reset(seeds=[seed]))
     path, frames, ceased, over = [search.position[0].clone()], [], False, False
     while True:
         spread = float(belief.summary().spread[0])
-        title = f"step {len(path) - 1}, spread {spread:.2f} m" + (", stopped" if ceased else "")
-        way = torch.stack(path).numpy()
-        frames.append(draw_scene(arena.environment.scene, search.source[0].numpy(), way, belief.filter.particles[0].numpy(), title))
+        title = f"step {len(path) - 1}, spread {spread:.2f}" + (", stopped" if ceased else "")
+        frames.append(arena.problem.picture(search, belief, torch.stack(path), title))
         if over:
             break
         step = search.step(policy.act(View(search, belief, features)))

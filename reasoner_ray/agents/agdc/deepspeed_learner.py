@@ -1,18 +1,21 @@
-"""RLlib's learners on DeepSpeed: the same losses and hooks, with the optimiser stepped by a DeepSpeed engine (ZeRO 0 to 2).
+"""RLlib's learners on DeepSpeed: the same losses, gradients and hooks, with the optimisers stepped by a DeepSpeed engine (ZeRO 0 to 2).
 
 config.learners(learner_class=with_deepspeed(PPOTorchLearner)).training(learner_config_dict={"zero_stage": 1})
+
+A learner computes its gradients as it always does: all at once, or a loss for each of its optimisers (SAC). They then go through the
+engine, which averages them over the ranks and keeps, at ZeRO 1 and 2, a share of the optimisers' state on each; RLlib's own hooks see
+the averages whole and clip them, those of each optimiser apart.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.utils.numpy import convert_to_numpy
-from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from torch import nn
 
 from reasoner_ray.errors import ConfigError
@@ -22,49 +25,53 @@ TIMEOUT_S = 600.0
 ENGINE = "deepspeed"
 
 
-class _Forward(nn.Module):
-    """The modules of a learner behind one ``forward``, which is what ZeRO's hooks surround."""
+class _Slots(nn.Module):
+    """The parameters of a learner as the engine holds them, apart from its modules: ZeRO's hooks fire at any backward pass."""
 
-    def __init__(self, whole: Any, parts: dict[str, nn.Module]) -> None:
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(parts)
-        self._whole = [whole]  # in a list: its parameters are those of the parts
+        self.slots = nn.ParameterList(nn.Parameter(parameter.detach()) for parameter in parameters)
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self._whole[0].forward_train(batch)
+    def forward(self, gradients: list[torch.Tensor | None]) -> torch.Tensor:
+        """A scalar whose gradients are ``gradients``, one for each slot."""
+        parts = [(slot * gradient).sum() for slot, gradient in zip(self.slots, gradients, strict=True) if gradient is not None]
+        return torch.stack(parts).sum()
 
 
 class DeepSpeedSteps:
     """Goes before a Torch learner among the bases of a class (``with_deepspeed`` makes one).
 
-    One optimiser holds every parameter group that the learner registered, with its own learning rate. ``learner_config_dict`` has
-    ``zero_stage`` (0 to 2) and ``timeout_s``. Gradients are clipped by their norm (``grad_clip``), which several optimisers
-    cannot have: RLlib clips each one's apart.
+    One engine holds every parameter group of every optimiser that the learner registered, each with its own learning rate.
+    ``learner_config_dict`` has ``zero_stage`` (0 to 2) and ``timeout_s``.
     """
 
     def build(self) -> None:
-        """Build the learner, then the engine round its modules and optimisers. Raises ``ConfigError``."""
+        """Build the learner, then the engine of its optimisers. Raises ``ConfigError`` for optimisers that one engine cannot hold."""
         super().build()  # type: ignore[misc]
         learner: Any = self
-        config = learner.config
-        if config.grad_clip is not None and config.grad_clip_by != "global_norm":
-            raise ConfigError(f"grad_clip_by={config.grad_clip_by!r}: DeepSpeed clips by the global norm; set grad_clip_by=global_norm")
-        if config.grad_clip is not None and len(learner._named_optimizers) > 1:
-            raise ConfigError(
-                f"grad_clip={config.grad_clip:g}: RLlib clips the gradients of {len(learner._named_optimizers)} optimisers apart, "
-                "DeepSpeed all together; set grad_clip=null (agdc.settings.grad_clip)"
-            )
-        options = config.learner_config_dict
+        kinds = {type(optimizer) for optimizer in learner._named_optimizers.values()}
+        if len(kinds) != 1:
+            raise ConfigError(f"a DeepSpeed engine holds optimisers of one kind, not {sorted(kind.__name__ for kind in kinds)}")
+        if learner._grad_scalers is not None:
+            raise ConfigError("DeepSpeed scales no losses here; leave out RLlib's _torch_grad_scaler_class")
+        options = learner.config.learner_config_dict
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)  # RLlib has several learners meet
         start_process_group(rank, size, None, options.get("timeout_s", TIMEOUT_S))
-        groups = [dict(group) for optimizer in learner._named_optimizers.values() for group in optimizer.param_groups]
-        parts = {name: module for name, module in learner.module._rl_modules.items() if isinstance(module, nn.Module)}
+        known = [group for optimizer in learner._named_optimizers.values() for group in optimizer.param_groups]
+        parameters = [parameter for group in known for parameter in group["params"]]
+        self._refs = [learner.get_param_ref(parameter) for parameter in parameters]
+        slots = _Slots(parameters)
+        unused = iter(slots.slots)
+        groups = [{**group, "params": [next(unused) for _ in group["params"]]} for group in known]
         self._engine, *_ = import_deepspeed().initialize(
-            model=_Forward(learner.module, parts),
-            optimizer=torch.optim.Adam(groups),
-            config=deepspeed_settings(int(options.get("zero_stage", 0)), config.grad_clip),
+            model=slots,
+            optimizer=kinds.pop()(groups),
+            config=deepspeed_settings(int(options.get("zero_stage", 0)), None),
             dist_init_required=False,
         )
+        self._slots = list(slots.slots)
+        for parameter, slot in zip(parameters, self._slots, strict=True):
+            parameter.data = slot.data  # one memory, wherever the engine has laid it
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """Leave the modules as they are: the engine averages gradients over ranks, which DDP would do a second time."""
@@ -72,30 +79,51 @@ class DeepSpeedSteps:
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
         learner: Any = self
         learner._compute_off_policyness(batch)
-        out = self._engine(batch)
+        out = learner.module.forward_train(batch)
         losses = learner.compute_losses(fwd_out=out, batch=batch)
+        gradients = learner.compute_gradients(losses)
+        learner.apply_gradients(learner.postprocess_gradients(self._averaged(gradients)))
+        return out, losses, {}
+
+    def _averaged(self, gradients: dict[Any, torch.Tensor | None]) -> dict[Any, torch.Tensor]:
+        """What the engine makes of this rank's ``gradients``: the ranks' means, whole on each."""
+        from deepspeed.utils import safe_get_full_grad
+
+        self._engine.backward(self._engine([gradients[ref] for ref in self._refs]))
+        return {ref: safe_get_full_grad(slot) for ref, slot in zip(self._refs, self._slots, strict=True) if gradients[ref] is not None}
+
+    def apply_gradients(self, gradients_dict: dict[Any, torch.Tensor]) -> None:
+        """Step the engine with whole gradients; those that are not finite become zeros, as in RLlib (``torch_skip_nan_gradients``)."""
+        from deepspeed.utils import safe_set_full_grad
+
+        learner: Any = self
+        for ref, slot in zip(self._refs, self._slots, strict=True):
+            if ref in gradients_dict:
+                gradient = gradients_dict[ref]
+                safe_set_full_grad(slot, gradient if learner.config.torch_skip_nan_gradients else torch.nan_to_num(gradient))
         # RLlib schedules the learning rates of the optimisers it knows.
         known = [group for optimizer in learner._named_optimizers.values() for group in optimizer.param_groups]
         for group, source in zip(self._engine.optimizer.param_groups, known, strict=True):
             group["lr"] = source["lr"]
-        self._engine.backward(sum(losses.values()))
+        if self._engine.zero_optimization():
+            self._engine.optimizer.refresh_fp32_params()  # weights may have been set since the last step
         self._engine.step()
-        return out, losses, {}
 
     def _get_optimizer_state(self) -> dict[str, Any]:
-        return {ENGINE: convert_to_numpy(self._engine.optimizer.state_dict())}
+        kept = io.BytesIO()  # it holds more than the tensors and numbers that RLlib converts
+        torch.save(self._engine.optimizer.state_dict(), kept)
+        return {ENGINE: kept.getvalue()}
 
     def _set_optimizer_state(self, state: dict[str, Any]) -> None:
         learner: Any = self
-        found = convert_to_torch_tensor(state[ENGINE], device=learner._device)
+        found = torch.load(io.BytesIO(state[ENGINE]), map_location=learner._device, weights_only=False)
         if self._engine.zero_optimization():
             self._engine.optimizer.load_state_dict([found], load_from_fp32_weights=True)
         else:
-            groups = state[ENGINE]["param_groups"]  # numbers stay numbers
-            self._engine.optimizer.load_state_dict({"state": found["state"], "param_groups": groups})
+            self._engine.optimizer.load_state_dict(found)
 
 
 @functools.cache
 def with_deepspeed(learner: type[TorchLearner]) -> type[TorchLearner]:
-    """``learner`` with its optimiser stepped by DeepSpeed. Ray ships the class by value, so it need not be importable by name."""
+    """``learner`` with its optimisers stepped by DeepSpeed. Ray ships the class by value, so it need not be importable by name."""
     return type(f"DeepSpeed{learner.__name__}", (DeepSpeedSteps, learner), {})

@@ -46,6 +46,15 @@ class Seeded(Protocol):
         ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A belief that counts what is out of order."""
+
+    def faults(self) -> dict[str, int]:
+        """Totals since it was made, by name; the names never change."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What the beliefs say after a step."""

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import CessationRule
-from reasoner_ray.agents.agdc.detection import GoalDetector
-from reasoner_ray.agents.agdc.planners import Policy, View
-from reasoner_ray.agents.agdc.settings import BeliefConfig, FeedbackConfig
-from reasoner_ray.agents.agdc.source_belief import SourceBelief
-from reasoner_ray.envs.source_term.core import SourceTermBatch
-from reasoner_ray.envs.source_term.settings import SourceTermConfig
+from reasoner_ray.agents.agdc.detection import Counting, GoalDetector
+from reasoner_ray.agents.agdc.problem import Policy, Problem, View
+from reasoner_ray.agents.agdc.settings import FeedbackConfig
 from reasoner_ray.seeds import LOOK, derived_seed
 
 FIRST_SEED = 1_000_000
@@ -26,30 +22,30 @@ _QUANTILE = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Searches:
-    """What became of n episodes."""
+    """What became of n episodes. Lengths and errors are in the problem's unit: of SourceTerm m; of ObjectSearch cells and objects."""
 
     stopped: torch.Tensor  # bool [n]; by the agent
-    error: torch.Tensor  # float32 [n]; m, of the estimated position at the end
+    error: torch.Tensor  # float32 [n]; of the estimate at the end
     steps: torch.Tensor  # int64 [n]
-    travelled: torch.Tensor  # float32 [n]; m
-    distance: torch.Tensor  # float32 [n]; m, of the agent to the source at the end
+    travelled: torch.Tensor  # float32 [n]
+    distance: torch.Tensor  # float32 [n]; of the agent to the goal at the end
     evidence: torch.Tensor  # float32 [n, C]; what `Calibrated` reads, at a random time of the episode
-    evidence_error: torch.Tensor  # float32 [n]; m, of the estimate at that time
-    faults: torch.Tensor  # int64 [parts, F]; `belief.FAULTS`, of episodes played at once
+    evidence_error: torch.Tensor  # float32 [n]; of the estimate at that time
+    faults: dict[str, int]  # what the beliefs count as out of order, where they do
 
     @staticmethod
     def join(parts: list[Searches]) -> Searches:
         """All of ``parts``."""
-        names = Searches.__dataclass_fields__
-        return Searches(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        names = [name for name in Searches.__dataclass_fields__ if name != "faults"]
+        faults = {name: sum(part.faults[name] for part in parts) for name in parts[0].faults}
+        return Searches(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, faults=faults)
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
     """Where policies are compared."""
 
-    environment: SourceTermConfig
-    belief: BeliefConfig
+    problem: Problem
     rule: CessationRule
     feedback: FeedbackConfig
     tolerance: float
@@ -65,8 +61,7 @@ class Arena:
 
     def _play(self, policy: Policy, seeds: list[int]) -> Searches:
         n = len(seeds)
-        search = SourceTermBatch(self.environment, n)
-        belief = SourceBelief(self.belief, self.environment, n, tolerance=self.tolerance)
+        search, belief = self.problem.search(n), self.problem.belief(n)
         detector = GoalDetector(belief, self.rule, self.feedback, n)
         detector.seed(seeds[0])
         active = torch.ones(n, dtype=torch.bool)
@@ -74,7 +69,7 @@ class Arena:
         stopped, travelled = torch.zeros(n, dtype=torch.bool), torch.zeros(n)
         error, distance, steps = torch.zeros(n), torch.zeros(n), torch.zeros(n, dtype=torch.long)
         looks = torch.Generator().manual_seed(derived_seed(seeds[0], LOOK))
-        look = torch.randint(1, self.environment.max_steps + 1, (n,), generator=looks)
+        look = torch.randint(1, self.problem.max_steps + 1, (n,), generator=looks)
         evidence, evidence_error = torch.zeros(n, 0), torch.zeros(n)
         while bool(active.any()):
             step = search.step(policy.act(View(search, belief, features)))
@@ -82,23 +77,23 @@ class Arena:
             features, summary = found.features, belief.summary()
             travelled += step.travelled * active
             steps += active
-            off = torch.linalg.vector_norm(summary.mean[:, :2] - search.source[:, :2], dim=-1)
+            off = self.problem.error(search, summary)
             error, distance = torch.where(active, off, error), torch.where(active, search.distance, distance)
             vector = summary.evidence_vector()
             evidence = torch.where((active & (steps <= look))[:, None], vector, evidence if evidence.shape[1] else vector)
             evidence_error = torch.where(active & (steps <= look), off, evidence_error)
             stopped |= found.ceased
             active &= ~(found.ceased | step.truncated)
-        faults = torch.tensor([list(belief.filter.faults().values())])
+        faults = belief.faults() if isinstance(belief, Counting) else {}
         return Searches(stopped, error, steps, travelled, distance, evidence, evidence_error, faults)
 
 
 def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
     """Shares and means with 95 % intervals (``_low``, ``_high``): Wilson's for shares, the normal one for means.
 
-    ``stop_rate``: the agent ended the episode; ``correct_stops``: of those, the estimate was within ``tolerance`` (m) of the source;
-    ``success``: stopped, and correct; ``error`` (m), ``distance`` (m travelled), ``steps``: means over all episodes;
-    ``wrong_stops``: stopped and not correct, a share of all; ``belief_*``: totals of what the filter counts as out of order.
+    ``stop_rate``: the agent ended the episode; ``correct_stops``: of those, the estimate's error was at most ``tolerance``;
+    ``success``: stopped, and correct; ``error``, ``distance`` (travelled), ``steps``: means over all episodes;
+    ``wrong_stops``: stopped and not correct, a share of all; ``belief_*``: totals of what the beliefs count as out of order.
     """
     right = searches.error <= tolerance
     n, stops = len(right), int(searches.stopped.sum())
@@ -111,7 +106,7 @@ def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
         ("wrong_stops", stops - success, n),
     ):
         figures |= _share(name, hits, total)
-    figures |= {f"belief_{name}": float(total) for name, total in zip(FAULTS, searches.faults.sum(dim=0), strict=True)}
+    figures |= {f"belief_{name}": float(total) for name, total in searches.faults.items()}
     for name, values in (("error", searches.error), ("distance", searches.travelled), ("steps", searches.steps.float())):
         figures |= _mean(name, values)
     return figures

@@ -16,10 +16,9 @@ import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import Calibration, Never, make_rule
 from reasoner_ray.agents.agdc.evaluate import CALIBRATION_SEED, FIRST_SEED, Arena, search_metrics
-from reasoner_ray.agents.agdc.planners import PLANNERS, Policy
+from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config
 from reasoner_ray.agents.agdc.settings import AgdcConfig, CessationConfig
 from reasoner_ray.config import JobConfig
@@ -112,14 +111,14 @@ def calibrate(arena: Arena, policy: Policy, episodes: int) -> Calibration:
 def make_arena(agdc: AgdcConfig) -> Arena:
     """Where a job's policies are looked at; without ``detect`` they never end an episode. Raises ``ConfigError``, ``DataError``."""
     rule = make_rule(agdc.cessation if agdc.detect else NEVER)
-    return Arena(agdc.environment, agdc.belief, rule, agdc.feedback, agdc.tolerance)
+    return Arena(make_problem(agdc), rule, agdc.feedback, agdc.tolerance)
 
 
 def make_policy(config: JobConfig) -> Policy:
     """The policy that ``agdc.policy`` names, from its beginning. Raises ``ModelError``, ``ConfigError``."""
     if config.agdc.policy == "trained":
         return TrainedPolicy.load(Path(config.model.path), config.agdc)
-    planner: Policy = PLANNERS.get(config.agdc.policy)(seed=config.seed)
+    planner: Policy = make_problem(config.agdc).planners.get(config.agdc.policy)(seed=config.seed)
     return planner
 
 
@@ -247,18 +246,19 @@ def read_results(results: dict[str, Any], config: JobConfig) -> dict[str, float]
     }
     figures = {ours: runners[theirs] for theirs, ours in names.items() if theirs in runners}
     figures |= {f"learner/{name}": value for name, value in learner.items() if isinstance(value, int | float | torch.Tensor)}
-    figures |= {f"faults/belief_{name}": runners[f"belief_{name}"] for name in FAULTS if f"belief_{name}" in runners}
+    figures |= {f"faults/{name}": value for name, value in runners.items() if name.startswith("belief_")}
     return {name: float(value) for name, value in figures.items() if value == value}
 
 
 def _shape(config: JobConfig) -> dict[str, Any]:
     """What must not change between the sessions of a run."""
     agdc = config.agdc
-    return {"algorithm": agdc.algorithm, "hidden": list(agdc.hidden), "learner": agdc.learner, "detect": agdc.detect}
+    names = ("problem", "algorithm", "learner", "detect")
+    return {**{name: getattr(agdc, name) for name in names}, "hidden": list(agdc.hidden)}
 
 
 def _check_resumable(state: dict[str, Any], config: JobConfig) -> None:
     """Raises ``CheckpointError`` where a job cannot go on from a driver's ``state``."""
-    was, now = state.get("agdc"), _shape(config)
+    was, now = {"problem": "source_term", **state.get("agdc", {})}, _shape(config)
     if was != now:
         raise CheckpointError(f"the checkpoint was written by a run with {was}, the job has {now}; resume with RUN/config.yaml")

@@ -8,11 +8,10 @@ bins of readings instead.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from reasoner_ray.agents.agdc.problem import View
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
 from reasoner_ray.envs.source_term.core import MOVES, SourceTermBatch, at_ground
 from reasoner_ray.envs.source_term.plume import SMALLEST_SD, SensorTerms, concentration, read_sensor
@@ -25,23 +24,6 @@ BINS, RATIO = 48, 2.0
 """Of readings that are not 0: 14 orders of magnitude, each bin about as wide as a noisy sensor tells apart."""
 HEADINGS = 8
 """Directions that are weighed where an agent may take any."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a policy is asked about: E searches under way."""
-
-    search: SourceTermBatch
-    belief: SourceBelief
-    features: torch.Tensor  # float32 [E, F]
-
-
-class Policy(Protocol):
-    """Chooses moves."""
-
-    def act(self, view: View) -> torch.Tensor:
-        """int64 [E] (discrete moves) or float32 [E] (headings)."""
-        ...
 
 
 PLANNERS: Registry[type] = Registry("planner", "agdc.policy")

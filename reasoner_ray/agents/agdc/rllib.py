@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,71 +25,53 @@ from ray.tune.registry import register_env
 from reasoner_ray.agents.agdc.cessation import make_rule, with_numbers
 from reasoner_ray.agents.agdc.ddpg import DDPGConfig
 from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
-from reasoner_ray.agents.agdc.planners import View
+from reasoner_ray.agents.agdc.detection import Counting
+from reasoner_ray.agents.agdc.problem import Problem, View, make_problem
 from reasoner_ray.agents.agdc.settings import AgdcConfig
-from reasoner_ray.agents.agdc.source_belief import SourceBelief
 from reasoner_ray.agents.agdc.wrappers import VectorAGDC
 from reasoner_ray.config import JobConfig
-from reasoner_ray.envs.source_term.environment import SourceTermVector
-from reasoner_ray.envs.source_term.settings import SourceTermConfig
 from reasoner_ray.errors import ConfigError, ModelError
 from reasoner_ray.seeds import RUNNERS, derived_seed
 
-ENVIRONMENT = "reasoner_ray_source_term"
-N_SCALED = 8
+ENVIRONMENT = "reasoner_ray_search"
 
 
-def scale_observation(observation: torch.Tensor, config: SourceTermConfig) -> torch.Tensor:
-    """Observations [E, 7] (``core.OBSERVATION``) as numbers of order 1, [E, 8]: what a policy without a belief is shown."""
-    x, y, reading, wind, direction, diffusivity, lifetime = observation.unbind(-1)
-    columns = [
-        2 * x / config.scene.width - 1,
-        2 * y / config.scene.height - 1,
-        torch.log1p(reading / config.sensor.threshold) / 8,
-        wind / 3,
-        torch.cos(direction),
-        torch.sin(direction),
-        diffusivity / 3,
-        lifetime / 10,
-    ]
-    return torch.stack(columns, dim=-1)
+class WithoutBelief(VectorWrapper):
+    """Episodes of a problem for a policy that has no belief."""
 
-
-class ScaledSearch(VectorWrapper):
-    """SourceTerm for a policy that has no belief."""
-
-    def __init__(self, env: SourceTermVector) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], problem: Problem) -> None:
         super().__init__(env)
-        self.single_observation_space = spaces.Box(-np.inf, np.inf, (N_SCALED,), np.float32)
+        self._problem = problem
+        shown = self._shown(np.zeros_like(env.single_observation_space.sample())[None])
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, shown.shape[1:], np.float32)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self._config = env.config
 
     def reset(  # type: ignore[override]
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin episodes."""
         observation, infos = self.env.reset(seed=seed, options=options)
-        return self._scaled(observation), infos
+        return self._shown(observation), infos
 
     def step(  # type: ignore[override]
         self, actions: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """A step of all."""
         observation, *rest = self.env.step(actions)
-        return (self._scaled(observation), *rest)
+        return (self._shown(observation), *rest)
 
-    def _scaled(self, observation: np.ndarray) -> np.ndarray:
-        return scale_observation(torch.as_tensor(observation), self._config).numpy()
+    def _shown(self, observation: np.ndarray) -> np.ndarray:
+        return self._problem.plain(torch.as_tensor(observation)).numpy()
 
 
 def make_search(context: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
     """The environment of an env runner: ``context`` has ``agdc`` (an ``AgdcConfig`` as plain data) and, from RLlib, ``num_envs``."""
     agdc, n = AgdcConfig.model_validate(context["agdc"]), int(context.get("num_envs", 1))
-    env = SourceTermVector(n, agdc.environment)
+    problem = make_problem(agdc)
+    env = problem.vector(n)
     if not agdc.detect:
-        return ScaledSearch(env)
-    belief = SourceBelief(agdc.belief, agdc.environment, n, tolerance=agdc.tolerance)
-    return VectorAGDC(env, belief, make_rule(agdc.cessation), agdc.feedback, observe="features")
+        return WithoutBelief(env, problem)
+    return VectorAGDC(env, problem.belief(n), make_rule(agdc.cessation), agdc.feedback, observe="features")
 
 
 def algorithm_config(config: JobConfig) -> AlgorithmConfig:
@@ -140,9 +121,9 @@ class CountFaults(RLlibCallback):
         env = env_runner.env
         while env is not None and not isinstance(env, VectorAGDC):
             env = getattr(env, "env", None)
-        if env is None or not isinstance(env.detector.belief, SourceBelief):
+        if env is None or not isinstance(env.detector.belief, Counting):
             return
-        now = Counter(env.detector.belief.filter.faults())
+        now = Counter(env.detector.belief.faults())
         for name, total in now.items():
             metrics_logger.log_value(f"belief_{name}", total - self._before[name], reduce="lifetime_sum")
         self._before = now
@@ -152,7 +133,7 @@ class TrainedPolicy:
     """An RLlib module that acts greedily."""
 
     def __init__(self, module: RLModule, agdc: AgdcConfig) -> None:
-        self._module, self._agdc = module, agdc
+        self._module, self._detect, self._problem = module, agdc.detect, make_problem(agdc)
 
     @staticmethod
     def load(folder: Path, agdc: AgdcConfig) -> TrainedPolicy:
@@ -163,14 +144,12 @@ class TrainedPolicy:
 
     @torch.no_grad()
     def act(self, view: View) -> torch.Tensor:
-        """The most likely move of each episode, or the mean heading."""
-        shown = view.features if self._agdc.detect else scale_observation(view.search.observe(), self._agdc.environment)
+        """The most likely move of each episode, or the mean of a continuous one."""
+        shown = view.features if self._detect else self._problem.plain(view.search.observe())
         out = self._module.forward_inference({Columns.OBS: shown.float()})
         if Columns.ACTIONS in out:
             action = out[Columns.ACTIONS]
         else:
             kind = self._module.get_inference_action_dist_cls()
             action = kind.from_logits(out[Columns.ACTION_DIST_INPUTS]).to_deterministic().sample()
-        if self._agdc.environment.moves == "discrete":
-            return action.long().reshape(-1)
-        return action.reshape(-1).clamp(-1.0, 1.0) * math.pi
+        return self._problem.action(action)

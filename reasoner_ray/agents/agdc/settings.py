@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from reasoner_ray.envs.object_search.settings import ObjectSearchConfig
 from reasoner_ray.envs.source_term.settings import SensorConfig, SourceTermConfig
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.section import Section
@@ -75,15 +77,27 @@ class CessationConfig(Section):
 
 
 class AgdcConfig(Section):
-    """A search that ends itself: environment, belief, rule, self-feedback, and what learns it (RLlib)."""
+    """A search that ends itself: problem, belief, rule, self-feedback, and what learns it (RLlib)."""
 
+    problem: str = Field(
+        "source_term",
+        description="source_term, with `environment` and `belief`; object_search, with `objects`; or module:Class of your own "
+        "(reasoner_ray/agents/agdc/problem.py), which is made from this section",
+    )
     environment: SourceTermConfig = SourceTermConfig()
     belief: BeliefConfig = BeliefConfig()
+    objects: ObjectSearchConfig = ObjectSearchConfig()
     cessation: CessationConfig = CessationConfig(threshold=0.5)
     feedback: FeedbackConfig = FeedbackConfig()
     detect: bool = Field(True, description="false: no belief; the policy sees observations alone and never ends an episode")
-    tolerance: float = Field(1.0, gt=0, description="m; an estimate within it of the source is right")
-    policy: str = Field("trained", description="`reasoner eval`: trained (model.path), or infotaxis, entrotaxis, dcee, random, oracle")
+    tolerance: float = Field(
+        1.0, gt=0, description="an estimate whose error is at most this is right; of source_term m, of object_search objects left"
+    )
+    policy: str = Field(
+        "trained",
+        description="`reasoner eval`: trained (model.path), random, or a planner: infotaxis, entrotaxis, dcee, oracle; of object_search "
+        "coverage, greedy",
+    )
     algorithm: Literal["ppo", "dqn", "ddpg"] = "ppo"
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to the algorithm's `training()` of RLlib")
     hidden: tuple[int, ...] = Field((128, 128), description="widths of the networks' layers")
@@ -97,9 +111,8 @@ class AgdcConfig(Section):
     gif: str | None = Field(None, description="`reasoner eval`: play the episode of the first seed and write it here as an animation")
 
 
-def agdc_problems(config: JobConfig) -> list[str]:
-    """Every combination of keys that kind agdc cannot work with, each as one sentence."""
-    agdc, problems = config.agdc, []
+def _source_term_problems(agdc: AgdcConfig) -> list[str]:
+    problems = []
     if agdc.detect:
         try:
             taken_sensor(agdc.belief, agdc.environment)
@@ -109,15 +122,28 @@ def agdc_problems(config: JobConfig) -> list[str]:
         problems.append("agdc.algorithm: dqn chooses among moves; set agdc.environment.moves=discrete, or take ppo or ddpg")
     if agdc.algorithm == "ddpg" and agdc.environment.moves != "heading":
         problems.append("agdc.algorithm: ddpg learns a heading; set agdc.environment.moves=heading, or take ppo or dqn")
-    if (
-        agdc.learner == "deepspeed"
-        and agdc.algorithm == "ddpg"
-        and agdc.settings.get("grad_clip", config.learner.max_grad_norm) is not None
-    ):
-        problems.append(
-            "agdc.learner: deepspeed clips the gradients of actor and critics together, which ddpg wants apart; set "
-            "agdc.settings.grad_clip=null, or agdc.learner=rllib"
-        )
+    return problems
+
+
+def _object_search_problems(agdc: AgdcConfig) -> list[str]:
+    problems = []
+    if agdc.algorithm == "ddpg":
+        problems.append("agdc.algorithm: ddpg learns a heading, and object_search has moves; take ppo or dqn")
+    if agdc.tolerance >= 1:
+        problems.append(f"agdc.tolerance: with {agdc.tolerance:g} an end with an object left would count as right; set agdc.tolerance=0.5")
+    return problems
+
+
+_OF_PROBLEM: dict[str, Callable[[AgdcConfig], list[str]]] = {
+    "source_term": _source_term_problems,
+    "object_search": _object_search_problems,
+}
+
+
+def agdc_problems(config: JobConfig) -> list[str]:
+    """Every combination of keys that kind agdc cannot work with, each as one sentence."""
+    agdc = config.agdc
+    problems = _OF_PROBLEM.get(agdc.problem, lambda _: [])(agdc)
     if agdc.learner == "rllib" and config.learner.zero_stage:
         problems.append("learner.zero_stage: RLlib's own learner has none; set agdc.learner=deepspeed")
     if config.learner.zero_stage == 3:
@@ -135,7 +161,9 @@ def agdc_numbers(config: JobConfig) -> dict[str, int | float | str]:
     agdc = config.agdc
     return {
         "episodes at once": config.rollout.workers * agdc.episodes_at_once,
-        "particles at once": config.rollout.workers * agdc.episodes_at_once * agdc.belief.particles * agdc.detect,
+        "particles at once": "none"
+        if agdc.problem != "source_term"
+        else config.rollout.workers * agdc.episodes_at_once * agdc.belief.particles * agdc.detect,
         "learner actors": config.learner.ranks if config.learner.ranks > 1 else "none, the driver learns",
         "run folder": str(config.run_dir),
     }

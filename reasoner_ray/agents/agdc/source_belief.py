@@ -38,6 +38,10 @@ class SourceBelief:
         """Draw from ``seed`` on."""
         self.filter.seed(seed)
 
+    def faults(self) -> dict[str, int]:
+        """What the filter counts as out of order, ``belief.FAULTS``."""
+        return self.filter.faults()
+
     def reset(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
         """Begin from the prior and an episode's first observation [E, 7]."""
         mask, observation = mask.to(self.filter.device), observation.to(self.filter.device)

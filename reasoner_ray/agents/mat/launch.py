@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +101,6 @@ def evaluated_folder(config: JobConfig, model: str | None) -> Path:
 
 def draw_episode(worker: RolloutWorker, path: Path) -> Path:
     """A greedy episode from the first seed of evaluation as a GIF. Raises ``EnvironmentProblem`` where the environment draws nothing."""
-    from PIL import Image
-
     frames: list[np.ndarray] = []
 
     def look(teams: Teams, running: int) -> None:
@@ -110,7 +108,14 @@ def draw_episode(worker: RolloutWorker, path: Path) -> Path:
             frames.append(teams.render(0))
 
     worker.play([FIRST_EVAL_SEED], pictures=True, look=look)
-    pictures = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
+    return write_gif(frames, path)
+
+
+def write_gif(frames: Sequence[np.ndarray], path: Path) -> Path:
+    """An animation of the first ``MAX_FRAMES`` frames, uint8 [height, width, 3] each; returns ``path``. Raises ``OSError``."""
+    from PIL import Image
+
+    pictures = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames[:MAX_FRAMES]]
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
     return path

@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 import torch.distributed as dist
-from ray.exceptions import ObjectLostError, RayTaskError
 from safetensors.torch import load_file, save_file
 
 from reasoner_ray.agents.mat.network import MultiAgentTransformer
@@ -27,10 +26,10 @@ from reasoner_ray.agents.mat.settings import SCRATCH, MatConfig
 from reasoner_ray.agents.mat.value_norm import ValueNorm
 from reasoner_ray.agents.mat.worker import Segment, join
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
-from reasoner_ray.errors import LearnerLost, ModelError, NonFiniteError
+from reasoner_ray.errors import ModelError, NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
 from reasoner_ray.learner.engine import GradientEngine, start_process_group
-from reasoner_ray.learner.group import LearnerGroup
+from reasoner_ray.learner.group import WholeBatchLearners
 from reasoner_ray.learner.schedule import rate_scale
 from reasoner_ray.losses import summarise
 
@@ -247,7 +246,7 @@ class MatLearner:
             (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
-class MatLearners(LearnerGroup):
+class MatLearners(WholeBatchLearners):
     """All ranks, as the driver uses them. ``team`` must be set before ``start``: it is what the workers' environments say."""
 
     def __init__(self, config: JobConfig) -> None:
@@ -256,23 +255,6 @@ class MatLearners(LearnerGroup):
     def of(self, team: TeamSpec) -> None:
         """Learn for ``team``."""
         self._make = partial(MatLearner, team=team)
-
-    async def train_step(self, groups: Sequence[Any]) -> dict[str, float]:
-        """One step on all workers' segments, references to ``Segment``; every rank reads all of them.
-
-        Segments that went down with their node are a ``LearnerLost`` too: ranks may have stopped at different points.
-        """
-        try:
-            return (await self._call("train_step", list(groups)))[0]
-        except RayTaskError as error:
-            if isinstance(error.cause, ObjectLostError):
-                raise LearnerLost(f"a rollout worker's segment was lost with its node: {str(error.cause).splitlines()[0]}") from error
-            raise
-
-    async def publish_weights(self) -> list[Any]:
-        """References to the weights as ``Bucket``s: workers act on CPUs, so they travel through the object store."""
-        buckets: list[Any] = (await self._call("publish_weights"))[0]
-        return buckets
 
 
 def load_network(folder: Path) -> tuple[MultiAgentTransformer, TeamSpec]:

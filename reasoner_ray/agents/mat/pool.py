@@ -17,7 +17,6 @@ from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, LearnerLos
 from reasoner_ray.settings import usable_cores
 
 if TYPE_CHECKING:
-    from reasoner_ray.agents.mat.worker import RolloutWorker
     from reasoner_ray.config import JobConfig
     from reasoner_ray.envs.multi_agent.teams import Episode
 
@@ -43,18 +42,21 @@ class WorkerActor:
         workers = config.rollout.workers
         torch.set_num_threads(config.rollout.torch_threads or max(1, usable_cores() // workers))
         self._config, self._index = config, index
-        self._worker: RolloutWorker | None = None
+        self._worker: Any = None
 
-    def begin(self) -> TeamSpec:
-        """Make the environments. Raises ``ReasonerError``."""
-        from reasoner_ray.agents.mat.worker import RolloutWorker
-
-        self._worker = RolloutWorker(self._config, self._index)
+    def begin(self) -> Any:
+        """Make the environments; what is seen and done in them. Raises ``ReasonerError``."""
+        self._worker = self._make()
         return self._worker.team
 
+    def _make(self) -> Any:
+        from reasoner_ray.agents.mat.worker import RolloutWorker
+
+        return RolloutWorker(self._config, self._index)
+
     @property
-    def worker(self) -> RolloutWorker:
-        """The worker itself. Raises ``RuntimeError`` before ``begin``."""
+    def worker(self) -> Any:
+        """The ``RolloutWorker``, or what another kind of job has in its place. Raises ``RuntimeError`` before ``begin``."""
         if self._worker is None:
             raise RuntimeError("the worker has not begun")
         return self._worker
@@ -72,11 +74,13 @@ class WorkerActor:
 
     def collect(self, step: int, fresh: bool) -> tuple[Any, dict[str, Any]]:
         """See ``RolloutWorker.collect``; the segment stays in the object store."""
-        return self.worker.collect(step, fresh=fresh)
+        collected: tuple[Any, dict[str, Any]] = self.worker.collect(step, fresh=fresh)
+        return collected
 
-    def evaluate(self, seeds: Sequence[int]) -> list[Episode]:
+    def evaluate(self, seeds: Sequence[int], *args: Any) -> list[Episode]:
         """See ``RolloutWorker.evaluate``."""
-        return self.worker.evaluate(seeds)
+        episodes: list[Episode] = self.worker.evaluate(seeds, *args)
+        return episodes
 
 
 class WorkerPool:
@@ -87,8 +91,10 @@ class WorkerPool:
     weights are gone because the learner that held them died.
     """
 
+    body: type[WorkerActor] = WorkerActor
+
     def __init__(self, config: JobConfig) -> None:
-        self._config = config
+        self._config, self._name = config, config.multi_agent.name
         self._actors: list[Any] = []
         self._deaths = [0] * config.rollout.workers
         self._published: Sequence[Ref] = ()
@@ -123,10 +129,10 @@ class WorkerPool:
         """Every worker's segment of training step ``step``. A worker that dies meanwhile collects its own anew, with new episodes."""
         return list(await asyncio.gather(*(self._collect(i, step, fresh) for i in range(len(self._actors)))))
 
-    async def evaluate(self, seeds: Sequence[int]) -> list[Episode]:
-        """One greedy episode from each seed, in their order."""
+    async def evaluate(self, seeds: Sequence[int], *args: Any) -> list[Episode]:
+        """One greedy episode from each seed, in their order; ``args`` are passed on to the workers."""
         n = len(self._actors)
-        shares = await asyncio.gather(*(self._call(i, "evaluate", seeds[i::n]) for i in range(n) if len(seeds[i::n])))
+        shares = await asyncio.gather(*(self._call(i, "evaluate", seeds[i::n], *args) for i in range(n) if len(seeds[i::n])))
         return [shares[k % n][k // n] for k in range(len(seeds))]
 
     async def process_ids(self) -> list[int]:
@@ -141,7 +147,7 @@ class WorkerPool:
 
     def _new(self, index: int) -> Any:
         options = {"num_cpus": self._config.rollout.cpus, "resources": dict(self._config.cluster.rollout_resources) or None}
-        return ray.remote(WorkerActor).options(**options, max_restarts=0).remote(self._config, index)
+        return ray.remote(self.body).options(**options, max_restarts=0).remote(self._config, index)
 
     async def _begin(self, actor: Any) -> TeamSpec:
         """Let a new worker make its environments."""
@@ -167,7 +173,7 @@ class WorkerPool:
             raise
         except TimeoutError as error:
             raise EnvironmentFault(
-                f"{env.name}: rollout worker {index} did not answer {method} within {env.deadline_s:g} s: an environment hangs, or "
+                f"{self._name}: rollout worker {index} did not answer {method} within {env.deadline_s:g} s: an environment hangs, or "
                 "multi_agent.deadline_s is too short for it"
             ) from error
 

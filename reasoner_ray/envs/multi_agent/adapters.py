@@ -79,6 +79,15 @@ def make_foraging(*, render_mode: str | None = None, id: str = "Foraging-8x8-2p-
     return TupleTeam(_gymnasium(id, args), foraging_solved, render_mode)
 
 
+@ENVIRONMENTS.register("single")
+def make_single(*, render_mode: str | None = None, id: str = "CartPole-v1", **args: Any) -> Any:
+    """A single-agent Gymnasium environment by its id, as a team of one."""
+    import reasoner_ray.envs  # noqa: F401 - registers the built-in ones
+    from reasoner_ray.envs.multi_agent.single import SingleAgent
+
+    return SingleAgent(_gymnasium(id, args | {"render_mode": render_mode}), render_mode)
+
+
 @ENVIRONMENTS.register("rware")
 def make_warehouse(*, render_mode: str | None = None, id: str = "rware-tiny-2ag-v2", **args: Any) -> Any:
     """The robotic warehouse by its Gymnasium id."""

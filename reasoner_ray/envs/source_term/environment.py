@@ -13,25 +13,13 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from pydantic import ValidationError
 
 from reasoner_ray.envs.source_term.core import MOVES, SourceTermBatch
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.section import given_section
 from reasoner_ray.seeds import derived_seeds
 
 FPS = 8
-
-
-def make_config(config: SourceTermConfig | dict[str, Any] | None) -> SourceTermConfig:
-    """Settings given as such, as plain data, or not at all. Raises ``ConfigError``, one line a problem."""
-    if isinstance(config, SourceTermConfig):
-        return config
-    try:
-        return SourceTermConfig.model_validate(config or {})
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise ConfigError("SourceTerm: " + "; ".join(lines)) from None
 
 
 def single_spaces(config: SourceTermConfig) -> tuple[spaces.Box, spaces.Space[Any]]:
@@ -57,7 +45,7 @@ class SourceTerm(gymnasium.Env[np.ndarray, Any]):
 
     def __init__(self, config: SourceTermConfig | dict[str, Any] | None = None, render_mode: str | None = None) -> None:
         """Raises ``ConfigError``."""
-        self.config = make_config(config)
+        self.config = given_section(SourceTermConfig, config, "SourceTerm")
         self.render_mode = render_mode
         self.core = SourceTermBatch(self.config, 1)
         self.observation_space, self.action_space = single_spaces(self.config)
@@ -105,7 +93,7 @@ class SourceTermVector(VectorEnv[Any, Any, Any]):
 
     def __init__(self, num_envs: int = 1, config: SourceTermConfig | dict[str, Any] | None = None, device: str = "cpu") -> None:
         """Raises ``ConfigError``."""
-        self.config, self.num_envs = make_config(config), num_envs
+        self.config, self.num_envs = given_section(SourceTermConfig, config, "SourceTerm"), num_envs
         self.core = SourceTermBatch(self.config, num_envs, device)
         self.single_observation_space, self.single_action_space = single_spaces(self.config)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

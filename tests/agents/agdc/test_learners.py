@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium.spaces as spaces
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ray.rllib.algorithms.dqn.dqn import DQNConfig
 from ray.rllib.algorithms.ppo.ppo import PPOConfig
+from ray.rllib.algorithms.sac.sac import SACConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -17,22 +19,34 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import nn
 
-from reasoner_ray.agents.agdc.ddpg import DDPGConfig, DDPGModule
+from reasoner_ray.agents.agdc.ddpg import DDPGConfig, DDPGLearner, DDPGModule
 from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
 from reasoner_ray.errors import ConfigError
+from reasoner_ray.learner.engine import start_process_group
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (5,), np.float32)
-ACTIONS = {"ppo": spaces.Discrete(4), "dqn": spaces.Discrete(4), "ddpg": spaces.Box(-1, 1, (2,), np.float32)}
+TWO = spaces.Box(-1, 1, (2,), np.float32)
+ACTIONS = {"ppo": spaces.Discrete(4), "dqn": spaces.Discrete(4), "ddpg": TWO, "sac": TWO}
 SIZE = 24
 
 
 def configuration(name: str, **settings: Any) -> Any:
-    made = {"ppo": PPOConfig, "dqn": DQNConfig, "ddpg": DDPGConfig}[name]()
+    made = {"ppo": PPOConfig, "dqn": DQNConfig, "ddpg": DDPGConfig, "sac": SACConfig}[name]()
     made.framework("torch").debugging(seed=3)
     if name != "ddpg":
         made.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[16]))
-    own = {"ppo": {"num_epochs": 1}, "dqn": {"num_atoms": 1}, "ddpg": {"hidden": (16,), "target_noise": 0.0}}[name]
-    return made.training(**{"lr": 1e-2, "grad_clip": 0.5, "grad_clip_by": "global_norm", **own, **settings})
+    own: dict[str, dict[str, Any]] = {
+        "ppo": {"num_epochs": 1, "lr": 1e-2},
+        "dqn": {"num_atoms": 1, "lr": 1e-2},
+        "ddpg": {"hidden": (16,), "lr": 1e-2},
+        "sac": {"actor_lr": 1e-2, "critic_lr": 1e-2, "alpha_lr": 1e-2, "lr": None},
+    }
+    return made.training(**{"grad_clip": 0.5, "grad_clip_by": "global_norm", **own[name], **settings})
+
+
+def on_deepspeed(name: str, stage: int, **settings: Any) -> Any:
+    made = configuration(name, **settings, learner_config_dict={"zero_stage": stage})
+    return made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
 
 
 def build(made: Any, name: str) -> Any:
@@ -45,7 +59,7 @@ def build(made: Any, name: str) -> Any:
 def batch(name: str, seed: int = 0) -> MultiAgentBatch:
     draw = np.random.default_rng(seed)
     columns: dict[str, Any] = {Columns.OBS: draw.normal(size=(SIZE, 5)), Columns.REWARDS: draw.normal(size=SIZE)}
-    columns[Columns.ACTIONS] = draw.uniform(-1, 1, size=(SIZE, 2)) if name == "ddpg" else draw.integers(4, size=SIZE)
+    columns[Columns.ACTIONS] = draw.uniform(-1, 1, size=(SIZE, 2)) if name in ("ddpg", "sac") else draw.integers(4, size=SIZE)
     if name == "ppo":
         logits = draw.normal(size=(SIZE, 4))
         logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -66,6 +80,7 @@ def weights(learner: Any) -> dict[str, torch.Tensor]:
 
 
 def update(learner: Any, name: str, seed: int) -> None:
+    torch.manual_seed(seed)  # DDPG and SAC draw noise
     learner.update(batch=batch(name, seed), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 10_000 * (seed + 1)})
 
 
@@ -73,48 +88,97 @@ def update(learner: Any, name: str, seed: int) -> None:
     ("name", "stage"),
     [
         *[("ppo", stage) for stage in (0, 1, 2)],
-        *[pytest.param(name, stage, marks=[pytest.mark.long] if stage else []) for name in ("dqn", "ddpg") for stage in (0, 1, 2)],
+        *[("ddpg", stage) for stage in (0, 2)],
+        *[pytest.param("ddpg", 1, marks=pytest.mark.long)],
+        *[pytest.param("dqn", stage, marks=[pytest.mark.long] if stage else []) for stage in (0, 1, 2)],
+        *[pytest.param("sac", stage, marks=[pytest.mark.long] if stage else []) for stage in (0, 1, 2)],
     ],
 )
 def test_an_update_on_deepspeed_equals_rllibs(name: str, stage: int) -> None:
-    # DDPG's two optimisers are clipped apart by RLlib and together by DeepSpeed.
-    clip = {"grad_clip": None} if name == "ddpg" else {}
-    plain = build(configuration(name, **clip), name)
-    made = configuration(name, **clip, learner_config_dict={"zero_stage": stage})
-    engine = build(made.learners(learner_class=with_deepspeed(made.get_default_learner_class())), name)
-    engine.module[DEFAULT_MODULE_ID].load_state_dict(plain.module[DEFAULT_MODULE_ID].state_dict())
-    before = weights(plain)
+    plain, engine = build(configuration(name), name), build(on_deepspeed(name, stage), name)
+    assert len(plain._named_optimizers) == {"ddpg": 2, "sac": 4}.get(name, 1)
+    draw = torch.Generator().manual_seed(5)
+    start = {key: value + 0.1 * torch.randn(value.shape, generator=draw) for key, value in weights(plain).items()}
+    for learner in (plain, engine):  # weights that were not there when the engine was built
+        learner.module[DEFAULT_MODULE_ID].load_state_dict(start)
     for seed in range(3):
         update(plain, name, seed)
         update(engine, name, seed)
-    after, on_deepspeed = weights(plain), weights(engine)
-    assert any(not torch.equal(before[key], after[key]) for key in before)
+    after, with_engine = weights(plain), weights(engine)
+    assert any(not torch.equal(start[key], after[key]) for key in start)
     for key, value in after.items():
-        assert torch.allclose(value, on_deepspeed[key], atol=1e-5), key
+        assert torch.allclose(value, with_engine[key], atol=1e-5), key
+    untouched = build(configuration(name, grad_clip=None), name)
+    untouched.module[DEFAULT_MODULE_ID].load_state_dict(start)
+    for seed in range(3):
+        update(untouched, name, seed)
+    free = weights(untouched)
+    assert any(not torch.allclose(free[key], value, atol=1e-5) for key, value in after.items()), "the clip cuts in"
 
 
-def test_deepspeeds_state_goes_on_where_it_was() -> None:
-    made = configuration("ppo", use_kl_loss=False)  # its coefficient is RLlib's own state
-    made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
-    first, second = build(made, "ppo"), build(made, "ppo")
-    update(first, "ppo", 0)
-    second.module[DEFAULT_MODULE_ID].load_state_dict(first.module[DEFAULT_MODULE_ID].state_dict())
-    second._set_optimizer_state(first._get_optimizer_state())
+@pytest.mark.parametrize("stage", [0, 2])
+def test_each_way_to_clip_is_rllibs(stage: int) -> None:
+    for by in ("value", "norm"):
+        clip = {"grad_clip": 0.01, "grad_clip_by": by}
+        plain, engine = build(configuration("ddpg", **clip), "ddpg"), build(on_deepspeed("ddpg", stage, **clip), "ddpg")
+        for learner in (plain, engine):
+            update(learner, "ddpg", 0)
+            update(learner, "ddpg", 1)
+        assert all(torch.allclose(value, weights(engine)[key], atol=1e-5) for key, value in weights(plain).items()), by
+
+
+@pytest.mark.parametrize(("name", "stage"), [("ppo", 0), ("ddpg", 0), ("ddpg", 2)])
+def test_deepspeeds_state_goes_on_where_it_was(name: str, stage: int, tmp_path: Path) -> None:
+    made = on_deepspeed(name, stage, **({"use_kl_loss": False} if name == "ppo" else {}))  # its coefficient is RLlib's own state
+    first, second = build(made, name), build(made, name)
+    update(first, name, 0)
+    first.save_to_path(tmp_path / "kept")
+    second.restore_from_path(tmp_path / "kept")
     for learner in (first, second):
-        update(learner, "ppo", 1)
+        update(learner, name, 1)
     assert all(torch.equal(value, weights(second)[key]) for key, value in weights(first).items())
 
 
-def test_a_clip_that_deepspeed_lacks_is_refused() -> None:
-    made = configuration("ppo", grad_clip_by="value")
-    with pytest.raises(ConfigError, match="set grad_clip_by=global_norm"):
-        build(made.learners(learner_class=with_deepspeed(made.get_default_learner_class())), "ppo")
+class TwoKinds(DDPGLearner):
+    """Its actor is taught by SGD."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        module = self._module[module_id].unwrapped()
+        for name, part, kind in (("critic", module.q, torch.optim.Adam), ("actor", module.actor, torch.optim.SGD)):
+            own = list(part.parameters())
+            self.register_optimizer(
+                module_id=module_id, optimizer_name=name, optimizer=kind(own, lr=0.1), params=own, lr_or_lr_schedule=0.1
+            )
 
 
-def test_clipping_several_optimisers_together_is_refused() -> None:
-    made = configuration("ddpg")
-    with pytest.raises(ConfigError, match="set grad_clip=null"):
-        build(made.learners(learner_class=with_deepspeed(made.get_default_learner_class())), "ddpg")
+def test_optimisers_of_several_kinds_are_refused() -> None:
+    made = configuration("ddpg", twin_q=False)
+    with pytest.raises(ConfigError, match=r"optimisers of one kind, not \['Adam', 'SGD'\]"):
+        build(made.learners(learner_class=with_deepspeed(TwoKinds)), "ddpg")
+
+
+def _learn_beside_another(rank: int, stage: int, folder: Path) -> None:
+    """One of two learners, each with its half of the batch."""
+    start_process_group(rank, 2, torch.distributed.FileStore(str(folder / "meet"), 2), 60)
+    made = on_deepspeed("ddpg", stage, target_noise=0.0).learners(num_learners=2)
+    learner = build(made, "ddpg")
+    for seed in range(3):
+        whole = batch("ddpg", seed)[DEFAULT_MODULE_ID]
+        half = MultiAgentBatch({DEFAULT_MODULE_ID: whole[rank * SIZE // 2 : (rank + 1) * SIZE // 2]}, env_steps=SIZE // 2)
+        learner.update(batch=half, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 10_000 * (seed + 1)})
+    torch.save(weights(learner), folder / f"rank{rank}.pt")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_ranks_learn_what_one_does(stage: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_learn_beside_another, args=(stage, tmp_path), nprocs=2)
+    plain = build(configuration("ddpg", target_noise=0.0), "ddpg")
+    for seed in range(3):
+        update(plain, "ddpg", seed)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt")
+        assert all(torch.allclose(value, found[key], atol=1e-5) for key, value in weights(plain).items())
 
 
 def test_gradients_of_several_ranks_are_averaged_once() -> None:
@@ -133,7 +197,7 @@ def linear(layer: nn.Linear, weight: list[list[float]], bias: float = 0.0) -> No
 
 
 def test_deterministic_actor_loss_by_hand() -> None:
-    made = configuration("ddpg", hidden=(), twin_q=True, gamma=0.5, grad_clip=None)
+    made = configuration("ddpg", hidden=(), twin_q=True, gamma=0.5, target_noise=0.0)
     learner = made.build_learner(spaces={DEFAULT_MODULE_ID: (spaces.Box(-9, 9, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32))})
     learner.build()
     module: DDPGModule = learner.module[DEFAULT_MODULE_ID]

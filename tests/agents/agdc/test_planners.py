@@ -11,9 +11,11 @@ from scipy import stats
 
 from reasoner_ray.agents.agdc.cessation import make_rule
 from reasoner_ray.agents.agdc.evaluate import Arena, Searches, search_metrics
-from reasoner_ray.agents.agdc.planners import BINS, DCEE, PLANNERS, Entrotaxis, Infotaxis, View, bin_shares
-from reasoner_ray.agents.agdc.settings import BeliefConfig, CessationConfig, FeedbackConfig
+from reasoner_ray.agents.agdc.planners import BINS, DCEE, PLANNERS, Entrotaxis, Infotaxis, bin_shares
+from reasoner_ray.agents.agdc.problem import View
+from reasoner_ray.agents.agdc.settings import AgdcConfig, BeliefConfig, CessationConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
+from reasoner_ray.agents.agdc.source_problem import SourceTermProblem
 from reasoner_ray.envs.source_term.core import MOVES, SourceTermBatch
 from reasoner_ray.envs.source_term.plume import read_sensor
 from reasoner_ray.envs.source_term.settings import SensorConfig, SourceTermConfig
@@ -105,7 +107,8 @@ def test_entrotaxis_goes_where_readings_are_uncertain() -> None:
 def test_the_oracle_takes_the_shortest_way() -> None:
     for moves in ("discrete", "heading"):
         config = SourceTermConfig.model_validate({"moves": moves, "max_steps": 60, "prior": {"centred": True}})
-        arena = Arena(config, BeliefConfig(particles=20, move="none"), make_rule(CessationConfig(rule="never")), FeedbackConfig(), 1.0)
+        problem = SourceTermProblem(AgdcConfig(environment=config, belief=BeliefConfig(particles=20, move="none")))
+        arena = Arena(problem, make_rule(CessationConfig(rule="never")), FeedbackConfig(), 1.0)
         found = arena.run(PLANNERS.get("oracle")(seed=0), 6)
         assert float(found.distance.max()) <= 1.0, "it stands at the source in the end"
         assert not found.stopped.any()
@@ -132,7 +135,8 @@ def test_parts_of_the_episodes_give_the_same_as_all_at_once(monkeypatch: pytest.
 
 def test_episodes_are_fixed_by_their_seeds_and_stops_are_counted() -> None:
     config = SourceTermConfig(max_steps=30)
-    arena = Arena(config, BeliefConfig(particles=100), make_rule(CessationConfig(threshold=2.0)), FeedbackConfig(), 1.0, at_once=5)
+    problem = SourceTermProblem(AgdcConfig(environment=config, belief=BeliefConfig(particles=100)))
+    arena = Arena(problem, make_rule(CessationConfig(threshold=2.0)), FeedbackConfig(), 1.0, at_once=5)
     once, twice = (arena.run(PLANNERS.get("dcee")(seed=0), 8, first_seed=7) for _ in range(2))
     assert torch.equal(once.error, twice.error)
     assert torch.equal(once.steps, twice.steps)

@@ -1,0 +1,83 @@
+"""Jobs of ``kind: sequence`` from the command line: train and evaluate."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from reasoner_ray.agents.mat.launch import GIF, check_room, evaluated_folder, write_gif
+from reasoner_ray.agents.sequence.data import fingerprint, load_recordings
+from reasoner_ray.agents.sequence.driver import FIRST_EVAL_SEED, Parts, SequenceDriver, evaluation
+from reasoner_ray.agents.sequence.learner import SequenceLearners
+from reasoner_ray.agents.sequence.network import load_network
+from reasoner_ray.agents.sequence.player import Player
+from reasoner_ray.agents.sequence.pool import PlayerPool
+from reasoner_ray.errors import ConfigError, ModelError, ReasonerError
+from reasoner_ray.trainer import launch
+from reasoner_ray.trainer.checkpoint import read_driver_state
+from reasoner_ray.trainer.tracking import Tracker
+
+if TYPE_CHECKING:
+    from reasoner_ray.config import JobConfig
+
+log = logging.getLogger(__name__)
+
+
+def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, float]:
+    """Run a job of kind sequence to its end and return its last evaluation.
+
+    Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
+    """
+    recordings, _, _ = load_recordings(config)  # what is wrong with the data is said before anything starts
+    config, checkpoint = launch.choose_run(config, if_exists)
+    if checkpoint is not None:
+        read_driver_state(checkpoint)
+    launch.connect(config)
+    try:
+        check_room(config, ray.cluster_resources())
+        launch.make_run_folder(config, if_exists)
+        tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
+        parts = Parts(workers=PlayerPool(config), learners=SequenceLearners(config), tracker=tracker, data=fingerprint(recordings))
+        return launch.run_driver(SequenceDriver(config, parts), checkpoint)
+    finally:
+        ray.shutdown()
+
+
+def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
+    """Episodes of a trained network from fixed seeds for each of ``sequence.targets``, in this process.
+
+    The network is ``model``, else the run's own ``model/``, else ``model.path``. One episode is drawn into ``RUN/episode.gif`` where the
+    environment can be. Raises ``ReasonerError`` with what to do.
+    """
+    if not config.trainer.eval_tasks:
+        raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
+    folder = evaluated_folder(config, model)
+    player = make_player(config, folder)
+    seeds = [FIRST_EVAL_SEED + i for i in range(config.trainer.eval_tasks)]
+    figures = evaluation({target: player.evaluate(seeds, target) for target in config.sequence.targets})
+    said = "return {eval/return:.4g} +- {eval/return_ci95:.2g} (95 %) in {eval/episodes:.0f} episodes"
+    print(f"{folder}: asked for {config.sequence.targets[0]:g}, {said.format_map(figures)}", flush=True)
+    try:
+        print(f"episode drawn into {write_gif(player.draw(FIRST_EVAL_SEED, config.sequence.targets[0]), config.run_dir / GIF)}")
+    except (ReasonerError, OSError) as problem:
+        log.warning("no episode was drawn: %s", problem)
+    return figures
+
+
+def make_player(config: JobConfig, folder: Path) -> Player:
+    """A player with the network in ``folder``. Raises ``ModelError`` where that acts in another environment, or ``ConfigError``."""
+    network = load_network(folder)
+    trained, settings = network.settings, config.sequence
+    # What the network is, its folder says; how it is asked and where it acts, the job does.
+    kept = ("world", "targets", "sample", "envs", "eval_context", "delayed", "data", "collect")
+    settings = trained.model_copy(update={name: getattr(settings, name) for name in kept if name in type(settings).model_fields})
+    player = Player(config.model_copy(update={"sequence": settings}), network=network)
+    if network.interface != player.team:
+        raise ModelError(
+            f"{folder} acts in another environment than {settings.world.id}: {network.interface} there, {player.team} here; "
+            "evaluate it in the one it was trained on"
+        )
+    return player
