@@ -1,58 +1,172 @@
-"""Trains jobs of jobs/agdc with several seeds and looks at each result over many episodes: what agents that end themselves reach.
+"""Agents that end themselves against planners, in one table: AGDC with PPO, DQN and DDPG, ablations, and worlds outside the training.
 
-Runs that are finished already are looked at as they are, so that a measurement that was interrupted goes on.
+Jobs of jobs/agdc are trained with several seeds, one run after the other, seed by seed, so that a measurement cut short has complete
+comparisons. Each result plays the same fixed episodes in its own job's setting and, with --shifts, in others; so do the planners, once
+for each setting (moves, filter, rule) that occurs. Runs that are finished are looked at as they are, one that was interrupted goes on
+from its last checkpoint, and looks are kept in OUT/agdc-looks.json: the same command, started again, goes on where it was. A job with
+the rule `calibrated` is fitted first. Draws agdc_training.png: the learning curves, and what each policy reaches.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks._record import record
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks._record import RESULTS, record
+from benchmarks.agdc_planners import SHIFTS, shifted
 from reasoner_ray.agents.agdc.evaluate import search_metrics
 from reasoner_ray.agents.agdc.launch import make_arena
+from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy
+from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.config import load_config
+from reasoner_ray.plot import plot_runs
 
-SHOWN = ("stop_rate", "correct_stops", "success", "wrong_stops", "steps", "distance", "error")
+SHOWN = ("success", "stop_rate", "correct_stops", "wrong_stops", "steps", "distance", "error")
 JOBS = Path(__file__).parent.parent / "jobs" / "agdc"
+ALL = [
+    *("ppo", "dqn", "ddpg"),
+    *("ppo_without_agdc", "ppo_without_feedback", "ppo_without_cessation", "ppo_over_confident", "ppo_calibrated"),
+]
+HOW = ("environment", "objects", "problem", "belief", "cessation", "feedback", "tolerance", "detect")
+"""What decides how an episode goes, policies apart."""
 
 
-def train(job: str, seed: int, out: Path, overrides: list[str]) -> Path:
-    """The folder of a finished run. Raises ``CalledProcessError`` where it fails."""
+def command(*arguments: str) -> None:
+    """A command of reasoner's. Raises ``CalledProcessError`` where it fails."""
+    subprocess.run([sys.executable, "-m", "reasoner_ray.cli", *arguments], check=True)
+
+
+def overrides_of(job: str, args: argparse.Namespace) -> list[str]:
+    """What a job is given: --set, and the fit of the rule `calibrated`, made where it is not there yet."""
+    config = load_config(JOBS / f"{job}.yaml", args.set)
+    if config.agdc.cessation.rule != "calibrated":
+        return list(args.set)
+    file = args.out / "agdc-calibration.json"
+    if not file.is_file():
+        fitting = ["agdc.policy=dcee", f"trainer.eval_tasks={args.episodes}", f"agdc.calibrate={file}"]
+        command("eval", str(JOBS / f"{job}.yaml"), *args.set, *fitting)
+    return [*args.set, f"agdc.cessation.calibration={file}"]
+
+
+def train(job: str, seed: int, args: argparse.Namespace) -> Path:
+    """The folder of a finished run."""
     name = f"agdc-{job.replace('_', '-')}-seed{seed}"
-    if not (out / name / "model").is_dir():
-        options = [f"name={name}", f"seed={seed}", f"out={out}", "tracking.wandb=off", *overrides]
-        resume = ["--if-exists", "resume"] if list((out / name).glob("checkpoints/step-*/MANIFEST.json")) else ["--overwrite"]
-        command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(JOBS / f"{job}.yaml"), *options, *resume]
-        subprocess.run(command, check=True)
-    return out / name
+    if not (args.out / name / "model").is_dir():
+        options = [f"name={name}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", *overrides_of(job, args)]
+        resume = ["--if-exists", "resume"] if list((args.out / name).glob("checkpoints/step-*/MANIFEST.json")) else ["--overwrite"]
+        command("train", str(JOBS / f"{job}.yaml"), *options, *resume)
+    return args.out / name
+
+
+class Looks:
+    """Evaluations, kept in a file as they come."""
+
+    def __init__(self, file: Path, episodes: int) -> None:
+        self._file, self._episodes = file, episodes
+        self._known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def look(self, name: str, agdc: AgdcConfig, policy: Policy) -> dict[str, float]:
+        """Figures of ``policy``, by its ``name`` and how its episodes go."""
+        how = {key: value for key, value in agdc.model_dump(mode="json").items() if key in HOW}
+        key = json.dumps([name, self._episodes, how])
+        if key not in self._known:
+            self._known[key] = search_metrics(make_arena(agdc).run(policy, self._episodes), agdc.tolerance)
+            self._file.write_text(json.dumps(self._known, indent=1))
+        found = self._known[key]
+        print(f"{name}: " + ", ".join(f"{shown} {found[shown]:.3g}" for shown in SHOWN if shown in found), flush=True)
+        return found
+
+
+def worlds(agdc: AgdcConfig, shifts: list[str]) -> dict[str, AgdcConfig]:
+    """The job's own setting, and others."""
+    return {"as_trained": agdc, **{name: shifted(agdc, SHIFTS[name]) for name in shifts}}
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[dict[str, float]]]], list[Path]]:
+    """Table: world, policy (a job, or a planner in a job's setting), its looks, one a seed; and the runs."""
+    table: dict[str, dict[str, list[dict[str, float]]]] = {}
+    looks, runs = Looks(args.out / "agdc-looks.json", args.episodes), []
+    for seed in range(1, args.seeds + 1):
+        for job in args.jobs:
+            run = train(job, seed, args)
+            runs.append(run)
+            for world, agdc in worlds(load_config(run / "config.yaml").agdc, args.shifts).items():
+                found = looks.look(f"{run.name}, {world}", agdc, TrainedPolicy.load(run / "model", agdc))
+                table.setdefault(world, {}).setdefault(job, []).append(found)
+    settings: dict[str, str] = {}
+    for job in args.jobs:
+        own = load_config(args.out / f"agdc-{job.replace('_', '-')}-seed1" / "config.yaml").agdc
+        how = json.dumps({key: value for key, value in own.model_dump(mode="json").items() if key in HOW and key != "feedback"})
+        if not own.detect or own.cessation.rule == "never" or settings.setdefault(how, job) != job:
+            continue  # planners have a belief and a rule; jobs that share both share their planners
+        for world, agdc in worlds(own, args.shifts).items():
+            for planner in args.planners:
+                found = looks.look(f"{planner} in {job}, {world}", agdc, make_problem(agdc).planners.get(planner)(seed=0))
+                table[world][f"{planner} in {job}"] = [found]
+    return table, runs
+
+
+def draw(table: dict[str, list[dict[str, float]]], file: Path) -> None:
+    """Success, wrong stops and steps of each policy: the mean of its seeds with their range, or a planner's own 95 % interval."""
+    names, panels = list(table), ("success", "wrong_stops", "steps")
+    figure = Figure(figsize=(4.2 * len(panels), 0.32 * len(names) + 1.2), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    for axes, metric in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        for row, name in enumerate(names):
+            values = [found[metric] for found in table[name]]
+            several = len(values) > 1
+            low, high = (min(values), max(values)) if several else (table[name][0][f"{metric}_{end}"] for end in ("low", "high"))
+            mean, colour = statistics.fmean(values), "#7F7F7F" if " in " in name else "#0072B2"
+            axes.errorbar(mean, row, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], fmt="o", color=colour, capsize=3)
+        axes.set(yticks=range(len(names)), yticklabels=names, xlabel=metric.replace("_", " "))
+        axes.grid(axis="x", alpha=0.3)
+    axes.invert_yaxis()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def figures_of(table: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
+    """WORLD/POLICY/METRIC: a number a seed; of the only look (a planner) also its interval."""
+    figures: dict[str, Any] = {}
+    for world, policies in table.items():
+        for policy, found in policies.items():
+            for key in SHOWN:
+                if all(key in one for one in found):
+                    figures[f"{world}/{policy}/{key}"] = [one[key] for one in found] if len(found) > 1 else found[0][key]
+                    for end in ("low", "high"):
+                        ends = [one[f"{key}_{end}"] for one in found]
+                        figures[f"{world}/{policy}/{key}_{end}"] = ends if len(found) > 1 else ends[0]
+    return figures
 
 
 def main() -> None:
-    """Train, measure, print and record."""
+    """Train, measure, print, record and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="+", default=["ppo", "dqn", "ddpg"], choices=sorted(f.stem for f in JOBS.glob("*.yaml")))
+    parser.add_argument("--jobs", nargs="+", default=ALL, choices=sorted(f.stem for f in JOBS.glob("*.yaml")))
+    parser.add_argument("--planners", nargs="*", default=["random", "infotaxis", "entrotaxis", "dcee", "oracle"])
+    parser.add_argument("--shifts", nargs="*", default=[], choices=list(SHIFTS), help="also outside the range of training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--name", default="agdc_training", help="of the record and the pictures")
     parser.add_argument("--set", nargs="*", default=[], help="overrides, for example trainer.steps=40")
     args = parser.parse_args()
-    figures: dict[str, object] = {}
-    for job in args.jobs:
-        seeds = []
-        for seed in range(1, args.seeds + 1):
-            run = train(job, seed, args.out, args.set)
-            agdc = load_config(run / "config.yaml").agdc
-            policy = TrainedPolicy.load(run / "model", agdc)
-            seeds.append(search_metrics(make_arena(agdc).run(policy, args.episodes), agdc.tolerance))
-            print(f"{run.name}: " + ", ".join(f"{key} {seeds[-1][key]:.3g}" for key in SHOWN if key in seeds[-1]), flush=True)
-        for key in SHOWN:
-            if all(key in found for found in seeds):
-                figures[f"{job}/{key}"] = [found[key] for found in seeds]
-    record("agdc_training", settings={**vars(args), "out": str(args.out)}, figures=figures)
+    args.out.mkdir(parents=True, exist_ok=True)
+    table, runs = measure(args)
+    record(args.name, settings={**vars(args), "out": str(args.out)}, figures=figures_of(table))
+    for world, policies in table.items():
+        draw(policies, RESULTS / (f"{args.name}.png" if world == "as_trained" else f"{args.name}_{world}.png"))
+    curves = ["eval/success", "eval/stop_rate", "eval/correct_stops", "eval/steps"]
+    plot_runs(runs, RESULTS / f"{args.name}_curves.png", curves, x="actions")
 
 
 if __name__ == "__main__":

@@ -37,13 +37,12 @@ SETTINGS: dict[str, list[str]] = {
         "learner.critic=soft_q_frozen",
         "learner.critic_lr=1e-4",
         "learner.lr=5e-6",
-        "learner.updates_per_step=4",
         "learner.adam_eps=1e-6",
         "learner.max_grad_norm=1000",
     ],
 }
 """What differs; gamma is the job's gamma_action. ETPO's policy climbs its critic, whose errors mislead it where an advantage's would only
-be noise: hence a critic that is linear in the initial model's hidden states, more updates of it a step, and a policy that moves a quarter
+be noise: hence a critic that is linear in the initial model's hidden states, and a policy that moves a quarter
 as far at each; and an epsilon and a clipping norm that leave gradients their size, as Adam makes whole steps of rounding errors too.
 """
 WINDOW = 3

@@ -17,7 +17,7 @@ from reasoner_ray.agents.mat.learner import load_network as load_team_network
 from reasoner_ray.agents.sequence.launch import make_player
 from reasoner_ray.agents.sequence.network import ABOUT
 from reasoner_ray.agents.sequence.player import Context
-from reasoner_ray.agents.sequence.recordings import write_minari
+from reasoner_ray.agents.sequence.recordings import check_new, write_minari
 from reasoner_ray.agents.sequence.spaces import make_world, state_of
 from reasoner_ray.envs.multi_agent.teams import environment_code
 from reasoner_ray.errors import ConfigError, ModelError
@@ -44,6 +44,7 @@ def collect(config: JobConfig) -> dict[str, float]:
         raise ConfigError(f"kind: {config.kind} has no sequence.world to play in; `reasoner collect` takes jobs of kind sequence")
     if settings.out is None:
         raise ConfigError("sequence.collect.out: name the folder of the data set, for example runs/data/key-to-door-random-v0")
+    check_new(Path(settings.out))
     env = make_world(world)
     rng = np.random.default_rng([SEED, config.seed])
     policy = noisy(make_policy(config, env, rng), env.action_space, settings.noise, rng)

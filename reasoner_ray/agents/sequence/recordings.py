@@ -86,20 +86,24 @@ def read_minari(folder: Path) -> tuple[list[Recording], Interface]:
     return found, interface
 
 
-def write_minari(folder: Path, episodes: Sequence[Any], env: gymnasium.Env[Any, Any], about: dict[str, Any]) -> None:
-    """Write ``minari`` ``EpisodeBuffer``s as a data set named like ``folder`` (NAME-v0), whole or not at all.
-
-    Raises ``DataError`` where ``folder`` exists or its name has no version.
-    """
-    minari = _minari()
+def check_new(folder: Path) -> None:
+    """Raise ``DataError`` where no data set can be written into ``folder``: it exists, or its name has no version."""
+    _minari()
     from minari.dataset.minari_dataset import DATASET_ID_RE
-    from minari.dataset.minari_storage import MinariStorage
 
     match = DATASET_ID_RE.fullmatch(folder.name)
     if match is None or match.group("version") is None:
         raise DataError(f"{folder}: a Minari data set's folder is named with a version, for example {folder.name or 'random'}-v0")
     if folder.exists():
         raise DataError(f"{folder} exists; name another folder in sequence.collect.out, or remove it")
+
+
+def write_minari(folder: Path, episodes: Sequence[Any], env: gymnasium.Env[Any, Any], about: dict[str, Any]) -> None:
+    """Write ``minari`` ``EpisodeBuffer``s as a data set named like ``folder`` (NAME-v0), whole or not at all. Raises ``DataError``."""
+    check_new(folder)
+    minari = _minari()
+    from minari.dataset.minari_storage import MinariStorage
+
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "data").mkdir(parents=True)
