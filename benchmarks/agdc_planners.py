@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks._record import record
 from reasoner_ray.agents.agdc.evaluate import Arena, search_metrics
 from reasoner_ray.agents.agdc.launch import make_arena
-from reasoner_ray.agents.agdc.planners import PLANNERS, Policy
+from reasoner_ray.agents.agdc.planners import PLANNERS
+from reasoner_ray.agents.agdc.problem import Policy
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy
 from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.config import load_config, merge_trees

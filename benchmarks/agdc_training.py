@@ -165,7 +165,7 @@ def main() -> None:
     record(args.name, settings={**vars(args), "out": str(args.out)}, figures=figures_of(table))
     for world, policies in table.items():
         draw(policies, RESULTS / (f"{args.name}.png" if world == "as_trained" else f"{args.name}_{world}.png"))
-    curves = ["eval/success", "eval/stop_rate", "eval/correct_stops", "eval/steps"]
+    curves = ["eval/success", "eval/wrong_stops", "eval/stop_rate", "eval/steps"]
     plot_runs(runs, RESULTS / f"{args.name}_curves.png", curves, x="actions")
 
 

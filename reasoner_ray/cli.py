@@ -183,12 +183,17 @@ def plot(
     runs: Annotated[
         list[Path], typer.Argument(help="folders of runs (those that differ only in their seed become one band), or a tree.json")
     ],
-    out: Annotated[Path | None, typer.Option(help="the PNG to write; else curves.png, or tree.png beside a tree.json")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the PNG to write; else curves.png, or tree.png beside a tree.json; of kind agdc also a .gif")
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="a metric, for example eval/accuracy; may be repeated")] = None,
     smooth: Annotated[int, typer.Option(help="points of a running mean over training metrics")] = 1,
     x: Annotated[str, typer.Option(help="steps, minutes, or actions (of agents in environments)")] = "steps",
 ) -> None:
-    """Draw learning curves: `reasoner plot runs/a runs/b --out curves.png`; or a search tree: `reasoner plot tree.json`."""
+    """Draw learning curves: `reasoner plot runs/a runs/b --out curves.png`; or a search tree: `reasoner plot tree.json`.
+
+    `reasoner plot runs/agdc-ppo --out search.gif` animates an episode of what a run of kind agdc has learnt.
+    """
     if any(run.suffix == ".json" for run in runs):
         from reasoner_ray.search.draw import plot_tree
 
@@ -196,6 +201,13 @@ def plot(
             raise typer.BadParameter("one tree a picture: give one tree.json and nothing else")
         picture = out or runs[0].with_suffix(".png")
         typer.echo(f"{picture}: {plot_tree(runs[0], picture)}")
+        return
+    if out is not None and out.suffix == ".gif":
+        from reasoner_ray.agents.agdc.launch import animate_run
+
+        if len(runs) > 1:
+            raise typer.BadParameter("one run an animation: give one folder and nothing else")
+        typer.echo(f"{out}: {animate_run(runs[0], out)}")
         return
     from reasoner_ray.plot import plot_runs
 

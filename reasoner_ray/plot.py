@@ -78,8 +78,9 @@ def plot_runs(
     """Draw one panel a metric into ``out`` and return the metrics drawn.
 
     Runs that differ in their seed alone are one curve: the mean, with the range from the lowest to the highest as a
-    band, over the part that all of them have reached. ``smooth`` is the window (in points) of a running mean over
-    training metrics; evaluations are never smoothed.
+    band, over the part that all of them have reached; the band of a single run is the
+    metric's own interval (``METRIC_low``, ``METRIC_high``), where it has one. ``smooth`` is the window (in points) of a
+    running mean over training metrics; evaluations are never smoothed.
 
     Raises ``DataError`` for a folder without metrics, a broken line (with file and line) and an unknown metric.
     """
@@ -179,6 +180,7 @@ def _draw_panel(panel: Axes, metric: str, groups: dict[str, list[Run]], smooth: 
         series = [s for s in (run.series(metric, x) for run in members) if len(s[0])]
         if len(series) == 1:
             xs, ys = series[0]
+            _draw_interval(panel, metric, members, colour, x)
             if window > 1:
                 panel.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.8)
             panel.plot(xs, running_mean(ys, window), color=colour, label=label, **_marks(len(xs)))
@@ -194,6 +196,14 @@ def _draw_panel(panel: Axes, metric: str, groups: dict[str, list[Run]], smooth: 
     heights = np.concatenate([np.asarray(line.get_ydata()) for line in panel.lines] or [np.empty(0)])
     if metric.startswith(LOG_SCALE) and len(np.unique(heights)) > 1 and heights.min() > 0:
         panel.set_yscale("log")
+
+
+def _draw_interval(panel: Axes, metric: str, members: Sequence[Run], colour: str, x: XAxis) -> None:
+    """The interval of a metric that has one (``METRIC_low``, ``METRIC_high``)."""
+    for run in members:
+        (xs, low), (_, high) = run.series(f"{metric}_low", x), run.series(f"{metric}_high", x)
+        if len(xs) and len(low) == len(high):
+            panel.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _aligned(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -61,6 +61,14 @@ def test_seeds_are_one_curve_with_a_band(tmp_path: Path, drawn: list[matplotlib.
     assert (corners[:, 1].min(), corners[:, 1].max()) == (0.0, 3.0)
 
 
+def test_a_metric_with_an_interval_has_it_as_a_band(tmp_path: Path, drawn: list[matplotlib.figure.Figure]) -> None:
+    run = make_run(tmp_path / "one", [0.0, 0.2, 0.4], **{"reward/mean_low": -0.1, "reward/mean_high": 0.45})
+    plot_runs([run], tmp_path / "p.png", ["reward/mean"])
+    (band,) = drawn[0].axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (pytest.approx(-0.1), pytest.approx(0.45))
+
+
 def test_runs_are_compared_and_gaps_are_left_out(tmp_path: Path, drawn: list[matplotlib.figure.Figure]) -> None:
     runs = [make_run(tmp_path / "poad", [0.1, None, 0.3]), make_run(tmp_path / "grpo", [0.2, 0.2, 0.2])]
     plot_runs(runs, tmp_path / "a.png", ["reward/mean"])

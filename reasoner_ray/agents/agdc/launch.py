@@ -16,12 +16,13 @@ import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from reasoner_ray.agents.agdc.animate import animate
 from reasoner_ray.agents.agdc.cessation import Calibration, Never, make_rule
 from reasoner_ray.agents.agdc.evaluate import CALIBRATION_SEED, FIRST_SEED, Arena, search_metrics
 from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config
 from reasoner_ray.agents.agdc.settings import AgdcConfig, CessationConfig
-from reasoner_ray.config import JobConfig
+from reasoner_ray.config import JobConfig, load_config
 from reasoner_ray.errors import CheckpointError, ConfigError, LearnerLost
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.checkpoint import read_driver_state
@@ -92,8 +93,6 @@ def evaluate(config: JobConfig) -> dict[str, float]:
             agdc = agdc.model_copy(update={"cessation": agdc.cessation.model_copy(update={"calibration": str(file)})})
     arena = make_arena(agdc)
     if agdc.gif is not None:
-        from reasoner_ray.agents.agdc.animate import animate
-
         animate(arena, make_policy(config), FIRST_SEED, Path(agdc.gif))
     searches = arena.run(policy, episodes)
     return {f"eval/{name}": value for name, value in search_metrics(searches, agdc.tolerance).items()}
@@ -106,6 +105,15 @@ def calibrate(arena: Arena, policy: Policy, episodes: int) -> Calibration:
     """
     walked = replace(arena, rule=Never()).run(policy, episodes, CALIBRATION_SEED)
     return Calibration.fit(walked.evidence, walked.evidence_error <= arena.tolerance)
+
+
+def animate_run(run: Path, file: Path) -> str:
+    """Animate what a run has learnt on the first episode of evaluations; says how that ended. Raises ``ReasonerError``."""
+    config = load_config(run / "config.yaml")
+    if config.kind != "agdc":
+        raise ConfigError(f"{run} is a run of kind {config.kind}; `reasoner plot RUN --out FILE.gif` animates runs of kind agdc")
+    policy = TrainedPolicy.load(run / "model", config.agdc)
+    return "the agent ended its search" if animate(make_arena(config.agdc), policy, FIRST_SEED, file) else "the time ran out"
 
 
 def make_arena(agdc: AgdcConfig) -> Arena:

@@ -127,6 +127,7 @@ def _trunk_config(settings: SequenceConfig, length: int) -> GPT2Config:
         n_layer=settings.blocks,
         n_head=settings.heads,
         activation_function=settings.activation,
+        initializer_range=settings.init_std,
         resid_pdrop=settings.dropout,
         embd_pdrop=settings.dropout,
         attn_pdrop=settings.dropout,

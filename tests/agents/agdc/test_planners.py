@@ -156,7 +156,7 @@ def test_figures_by_hand() -> None:
         distance=torch.zeros(4),
         evidence=torch.zeros(4, 2),
         evidence_error=torch.zeros(4),
-        faults=torch.tensor([[1, 0, 0, 2], [1, 3, 0, 0]]),
+        faults={"nonfinite": 2, "unexplained": 3, "broken": 0, "forced": 2},
     )
     figures = search_metrics(searches, tolerance=1.0)
     expected = {"stop_rate": 3 / 4, "correct_stops": 2 / 3, "success": 1 / 2, "wrong_stops": 1 / 4, "steps": 25.0, "distance": 22.5}
@@ -174,7 +174,7 @@ def test_without_a_stop_nothing_is_said_of_correct_stops() -> None:
         *(torch.zeros(2, dtype=torch.bool), torch.zeros(2), torch.ones(2), torch.ones(2), torch.ones(2)),
         torch.zeros(2, 1),
         torch.ones(2),
-        torch.zeros(1, 4),
+        {},
     )
     assert "correct_stops" not in search_metrics(none, 1.0)
     assert search_metrics(none, 1.0)["success"] == 0

@@ -15,11 +15,12 @@ from PIL import Image
 
 from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import Calibration
-from reasoner_ray.agents.agdc.launch import AgdcDriver, AlgorithmRunner, Parts, check_room, evaluate, train
+from reasoner_ray.agents.agdc.launch import AgdcDriver, AlgorithmRunner, Parts, animate_run, check_room, evaluate, train
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config, make_search
 from reasoner_ray.agents.agdc.source_problem import scale_observation
-from reasoner_ray.config import JobConfig, load_config
+from reasoner_ray.config import JobConfig, load_config, to_yaml
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, LearnerLost, ModelError
+from reasoner_ray.plot import plot_runs
 from reasoner_ray.trainer.checkpoint import list_checkpoints
 from reasoner_ray.trainer.tracking import Tracker
 
@@ -68,6 +69,13 @@ def test_a_run_writes_what_it_did_and_goes_on_from_its_checkpoint(ray_cluster: A
 
     exported = TrainedPolicy.load(config.run_dir / "model", config.agdc)
     assert all(torch.equal(value, weights[name]) for name, value in exported._module.state_dict().items())
+
+    (config.run_dir / "config.yaml").write_text(to_yaml(config))
+    assert animate_run(config.run_dir, tmp_path / "search.gif") in ("the agent ended its search", "the time ran out")
+    with Image.open(tmp_path / "search.gif") as gif:
+        assert 2 <= gif.n_frames <= 26  # type: ignore[attr-defined]
+    drawn = plot_runs([config.run_dir], tmp_path / "curves.png")
+    assert {"eval/success", "eval/steps"} <= set(drawn)
 
     checkpoints = list_checkpoints(config.run_dir)
     assert [path.name for path in checkpoints] == ["step-000001", "step-000002"]

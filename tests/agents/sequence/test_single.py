@@ -1,0 +1,50 @@
+"""A single-agent environment as a team of one: PettingZoo's own test, and a trained team of one whose episodes are recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pettingzoo.test import parallel_api_test
+
+from reasoner_ray.agents.mat.learner import MatLearner
+from reasoner_ray.agents.mat.worker import RolloutWorker
+from reasoner_ray.agents.sequence.collect import collect
+from reasoner_ray.agents.sequence.recordings import read_minari
+from reasoner_ray.config import parse_config
+from reasoner_ray.envs.multi_agent.adapters import make_single
+from reasoner_ray.errors import ModelError
+from tests.agents.sequence.jobs import job
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_team_of_one(id: str) -> None:
+    parallel_api_test(make_single(id=id), num_cycles=30)
+    env = make_single(id="CartPole-v1", max_episode_steps=3)
+    env.reset(seed=0)
+    ends = [env.step({"agent": step % 2})[2:4] for step in range(3)]
+    assert ends[-1] == ({"agent": False}, {"agent": True}) and env.agents == [], "an end by time is none by success"
+
+
+@pytest.mark.parametrize("id", ["CartPole-v1", "Pendulum-v1"])
+def test_what_a_trained_team_of_one_plays_is_recorded(tmp_path: Path, id: str) -> None:
+    tree = {
+        "kind": "mat",
+        "multi_agent": {"name": "single", "args": {"id": id}, "envs": 2, "segment_steps": 4},
+        "mat": {"width": 8},
+        "learner": {"torch_threads": 1},
+    }
+    team = parse_config(tree)
+    worker = RolloutWorker(team, 0)
+    learner = MatLearner(team, team=worker.team)
+    learner.train_step([worker.collect(0, fresh=True)[0]])
+    learner.export(tmp_path / "model")
+    world = {"id": id, "max_steps": 10}
+    settings = {"policy": str(tmp_path / "model"), "episodes": 3, "out": str(tmp_path / "medium-v0")}
+    figures = collect(job(tmp_path, sequence={"world": world, "collect": settings}))
+    assert figures["episodes"] == 3 and len(read_minari(tmp_path / "medium-v0")[0]) == 3
+    other = {"id": "MountainCar-v0", "max_steps": 10}
+    settings["out"] = str(tmp_path / "other-v0")
+    with pytest.raises(ModelError, match=r"acts for 1 that see \d numbers; here one sees 2"):
+        collect(job(tmp_path, sequence={"world": other, "collect": settings}))
