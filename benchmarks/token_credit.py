@@ -30,7 +30,7 @@ SETTINGS: dict[str, list[str]] = {
     "ntpo": ["algorithm.name=ntpo", "algorithm.settings.gamma_token={gamma}"],
     "ppo_action": ["algorithm.name=ppo_action"],
     "etpo": [
-        "algorithm={{name: etpo, settings: {{gamma_action: {gamma}, beta: 0.02}}}}",
+        "algorithm={{name: etpo, settings: {{gamma_action: {gamma}, beta: 0.05}}}}",
         "algorithm.settings.lambda_token=1",
         "algorithm.settings.lambda_action=0.95",
         "algorithm.settings.target_decay=0.8",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reasoner_ray.agents.mat.settings import mat_defaults
 from reasoner_ray.agents.sequence.settings import sequence_defaults
@@ -14,6 +14,27 @@ from reasoner_ray.steps import CutSetting, cut_problems
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
+
+
+class ConditionConfig(Section):
+    """Return-conditioned fine-tuning: a control text that says how good a solution is stands before its prompt."""
+
+    text: str = Field(
+        "Quality {bucket} of {top}.\n", description="{bucket}: how many of `above` the reward exceeds; {top}: how many there are"
+    )
+    above: tuple[float, ...] = Field((0.5,), min_length=1, description="rising thresholds of the reward")
+
+    @model_validator(mode="after")
+    def _usable(self) -> ConditionConfig:
+        if list(self.above) != sorted(set(self.above)):
+            raise ValueError("above: thresholds must rise")
+        try:
+            told = {self.text.format(bucket=bucket, top=len(self.above)) for bucket in range(len(self.above) + 1)}
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"text: cannot be filled in ({type(error).__name__}: {error}); it may hold {{bucket}} and {{top}}") from error
+        if len(told) <= len(self.above):
+            raise ValueError("text: must hold {bucket}, or it tells nothing apart")
+        return self
 
 
 class SupervisedConfig(Section):
@@ -34,6 +55,8 @@ class SupervisedConfig(Section):
     learn_above: float | None = Field(
         0.0, description="sft: of records with a reward those above this are learnt, so that wrong ones are not; null: all"
     )
+    condition: ConditionConfig | None = Field(None, description="sft: learn all solutions, each told how good it is; needs rewards")
+    keep_top: float | None = Field(None, gt=0, le=1, description="sft: learn this share of the solutions, those of highest reward (%BC)")
     gamma: float = Field(1.0, ge=0, le=1, description="value: discount a step of the reward at the end")
     processbench: tuple[str, ...] = Field((), description="files in ProcessBench's format for `reasoner eval`")
     threshold: float = Field(0.5, description="a step that scores below it is taken for wrong")
@@ -84,6 +107,10 @@ def supervised_problems(config: JobConfig) -> list[str]:
     for key in ("updates_per_step", "epochs"):
         if getattr(learner, key) != 1:
             problems.append(f"learner.{key}: a step of kind {kind} is one update on supervised.batch solutions; set learner.{key}=1")
+    if kind != "sft" and (config.supervised.condition is not None or config.supervised.keep_top is not None):
+        problems.append(f"supervised.condition, supervised.keep_top: a policy's examples (kind sft); kind {kind} learns all of them")
+    if config.supervised.condition is not None and config.supervised.learn_above is not None:
+        problems.append("supervised.learn_above: supervised.condition learns from low rewards too; set supervised.learn_above=null")
     if kind == "sft" and config.rollout.temperature != 1:
         problems.append("rollout.temperature: kind sft learns the distribution at temperature 1; leave it at 1")
     names = [Path(file).name.split(".")[0] for file in config.supervised.processbench]

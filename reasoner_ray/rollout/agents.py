@@ -108,6 +108,7 @@ class _Episode:
             "success": float(result.success),
             "turns": float(self.turn),
             "invalid": invalid / max(self.turn, 1),
+            "unended": float(not (result.terminated or result.truncated)),  # cut by our limits, not by the environment's
             **result.metrics,
         }
         status = Status.FINISHED if result.terminated else Status.TRUNCATED

@@ -19,6 +19,7 @@ from reasoner_ray.errors import CheckpointError, ConfigError, DataError
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.learner.predict import predict_stored
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, read_config, resolve_model
+from reasoner_ray.prm.conditioning import best_examples, conditioned
 from reasoner_ray.prm.examples import Example, read_examples, split
 from reasoner_ray.prm.metrics import step_metrics, value_metrics
 from reasoner_ray.trainer import launch
@@ -28,8 +29,11 @@ from reasoner_ray.trainer.tracking import Tracker
 from reasoner_ray.trajectory import Trajectory, flatten
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from reasoner_ray.config import JobConfig
     from reasoner_ray.prm.examples import Kind
+    from reasoner_ray.prm.settings import SupervisedConfig
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +75,21 @@ def load_examples(config: JobConfig) -> tuple[list[Example], list[Example], Coun
     if settings.held_out:
         held_out, also = read_examples(settings.held_out, kind, settings, tokenizer)
         _check_tokens(held_out, vocabulary)
-        return examples, held_out, left_out + also
+        return _chosen(examples, settings, tokenizer), _told(held_out, settings, tokenizer), left_out + also
     examples, held_out = split(examples, settings.held_out_fraction)
     if not examples:
         raise DataError(f"every question is held out (supervised.held_out_fraction={settings.held_out_fraction:g}); lower it or add data")
-    return examples, held_out, left_out
+    return _chosen(examples, settings, tokenizer), _told(held_out, settings, tokenizer), left_out
+
+
+def _chosen(examples: list[Example], settings: SupervisedConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """What is learnt of the examples on the training side."""
+    return _told(best_examples(examples, settings.keep_top) if settings.keep_top is not None else examples, settings, tokenizer)
+
+
+def _told(examples: list[Example], settings: SupervisedConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """After the split, which goes by the question alone: the same behind control texts, where the job has them."""
+    return examples if settings.condition is None else conditioned(examples, settings.condition, tokenizer)
 
 
 def _check_tokens(examples: Sequence[Example], vocabulary: int) -> None:

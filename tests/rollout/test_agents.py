@@ -30,11 +30,11 @@ def tokenizer(tiny_model_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model_dir)
 
 
-def job(folder: Path, rollout: dict[str, Any], **kwargs: Any) -> JobConfig:
+def job(folder: Path, rollout: dict[str, Any], args: dict[str, Any] | None = None, **kwargs: Any) -> JobConfig:
     return parse_config(
         {
             "model": {"path": str(folder)},
-            "task": {"name": "environment", "args": {"id": WORLD, "kwargs": kwargs, "isolate": False, "episodes": 4}},
+            "task": {"name": "environment", "args": {"id": WORLD, "kwargs": kwargs, "isolate": False, "episodes": 4, **(args or {})}},
             "rollout": {"episode": "admissible", "max_context": 256, "max_new_tokens": 8, "max_turns": 10, **rollout},
         }
     )
@@ -133,6 +133,25 @@ def test_a_broken_environment_costs_one_episode_and_is_counted(
     _, scored = Scorer(reward, tokenizer).score_group(trajectories, get_task(job(tiny_model_dir, {}).task).train()[0])
     assert scored["environment_failures"] == {kind: 2} and scored["label"] == "training"
     assert len(scored["metrics"]["success"]) == 3
+
+
+@pytest.mark.parametrize(("how", "kind"), [("die", "died"), ("hang", "timeout")])
+def test_a_process_that_dies_or_hangs_costs_its_episode_and_is_named(how: str, kind: str, tiny_model_dir: Path, tokenizer: Any) -> None:
+    args = {"isolate": True, "timeout_s": 5}
+    (t,), summary, _ = play(tiny_model_dir, tokenizer, {"agent": {"max_failures": 0}}, args=args, how=how)
+    assert t.status is Status.FAILED and t.info["environment_failures"] == {kind: 1} and t.info["error_type"] == kind
+    assert summary["failed"] and "Corridor" in summary["error"]
+
+
+def test_an_environment_that_never_ends_is_cut_and_counted(tiny_model_dir: Path, tokenizer: Any) -> None:
+    """What it earned so far counts, the episode is known as cut, and no reward is made up."""
+    trajectories, summary, _ = play(tiny_model_dir, tokenizer, {"max_turns": 4}, n=6, limit=10**9)
+    for t in trajectories:
+        unended = t.info["metrics"]["success"] == 0
+        assert t.info["metrics"]["unended"] == float(unended) == float(t.status is Status.TRUNCATED)
+    assert not summary["failed"]
+    (ended,), _, _ = play(tiny_model_dir, tokenizer, {}, limit=1)
+    assert ended.info["metrics"]["unended"] == 0.0, "the environment's own limit"
 
 
 def test_an_environment_that_always_fails_fails_its_group_by_name(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import gymnasium
@@ -11,7 +13,7 @@ from gymnasium import spaces
 class Corridor(gymnasium.Env[str, str]):
     """Walk right to the end of a corridor of three rooms: 1 at the end; bad manners on request.
 
-    The next ``failures_left`` steps (over all instances) go wrong by ``how``.
+    The next ``failures_left`` steps (over all instances) go wrong by ``how``; "die" and "hang", for a process of its own, always do.
     """
 
     failures_left = 0
@@ -27,6 +29,10 @@ class Corridor(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.time += 1
+        if self.how == "die":
+            os._exit(3)
+        if self.how == "hang":
+            time.sleep(3600)
         if self.how and Corridor.failures_left > 0:
             Corridor.failures_left -= 1
             if self.how == "raise":

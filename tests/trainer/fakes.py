@@ -91,9 +91,10 @@ class FakeRollouts:
 
 @dataclass
 class FakeScorers:
-    """Passes groups through; ``fails(group_id)`` makes one fail."""
+    """Passes groups through; ``fails(group_id)`` makes one fail, ``environment(group_id)`` tells what its environments did."""
 
     fails: Callable[[str], bool] = lambda _: False
+    environment: Callable[[str], dict[str, int]] = lambda _: {}
 
     async def start(self) -> None: ...
 
@@ -101,6 +102,8 @@ class FakeScorers:
         if result.trajectories is not None and self.fails(result.trajectories):
             bad = {"unscored": {"grader_error": 2, "timeout": 1}, "failed": True, "error": "the grader died"}
             return GroupResult(trajectories=result.trajectories, summary={**result.summary, **bad})
+        if result.trajectories is not None:
+            result.summary["environment_failures"] = self.environment(result.trajectories)
         return result
 
     async def fetch(self, result: GroupResult) -> Any:

@@ -87,6 +87,14 @@ def test_a_failed_group_is_replaced_and_counted(tmp_path: Path) -> None:
     assert driver.parts.tracker.steps[5]["faults/answers_unscored"] == 6
 
 
+def test_failures_of_environments_are_counted_by_kind_and_stop_nothing(tmp_path: Path) -> None:
+    found = {"g0": {"died": 1}, "g2": {"died": 2, "timeout": 1}}
+    driver = make_driver(make_config(tmp_path), scorers=FakeScorers(environment=lambda g: found.get(g, {})))
+    run(driver)
+    last = driver.parts.tracker.steps[5]
+    assert (last["faults/environment_died"], last["faults/environment_timeout"], last["faults/groups_failed"]) == (3, 1, 0)
+
+
 def test_a_job_whose_every_group_fails_ends_with_the_reason(tmp_path: Path) -> None:
     driver = make_driver(make_config(tmp_path, max_failed_groups=3), scorers=FakeScorers(fails=lambda _: True))
     with pytest.raises(DataError, match="4 groups in a row failed.*the grader died"):

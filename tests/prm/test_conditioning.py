@@ -1,0 +1,72 @@
+"""Control texts before prompts, and the best share: by hand, and through what a supervised job reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasoner_ray.config import JobConfig, parse_config
+from reasoner_ray.errors import ConfigError, DataError
+from reasoner_ray.models import load_tokenizer
+from reasoner_ray.prm.conditioning import bucket_of, control_text
+from reasoner_ray.prm.settings import ConditionConfig
+from reasoner_ray.trainer.supervised import load_examples
+
+CONDITION = {"text": "reward {bucket} of {top}: ", "above": [0.0, 0.5]}
+
+
+def job(folder: Path, model: Path, **supervised: Any) -> JobConfig:
+    """Six solutions of three questions; the rewards are 0 to 1."""
+    records = [{"prompt": f"what is {i // 2} times 3?", "answer": f"{i}", "reward": i / 5} for i in range(6)]
+    (folder / "scored.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = {"data": [str(folder / "scored.jsonl")], "held_out_fraction": 0, "learn_above": None, **supervised}
+    return parse_config({"kind": "sft", "model": {"path": str(model)}, "supervised": settings})
+
+
+def test_buckets_by_hand() -> None:
+    assert [bucket_of(x, (0.0, 0.5)) for x in (-1.0, 0.0, 0.1, 0.5, 0.6)] == [0, 0, 1, 1, 2], "above a threshold, not at it"
+    assert control_text(2, ConditionConfig(**CONDITION)) == "reward 2 of 2: "
+
+
+def test_each_prompt_is_told_what_its_solution_earned(tmp_path: Path, tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    plain, _, _ = load_examples(job(tmp_path, tiny_model_dir))
+    told, _, left_out = load_examples(job(tmp_path, tiny_model_dir, condition=CONDITION))
+    assert len(told) == len(plain) == 6 and not left_out
+    for i, (before, after) in enumerate(zip(plain, told, strict=True)):
+        control = f"reward {bucket_of(i / 5, (0.0, 0.5))} of 2: "
+        assert tokenizer.decode(after.partial.prompt) == control + tokenizer.decode(before.partial.prompt)
+        assert after.partial.tokens[after.partial.start :] == before.partial.tokens[before.partial.start :]
+        learnt = after.trajectory("sft", job(tmp_path, tiny_model_dir).supervised)
+        assert int(learnt.loss_mask.sum()) == len(before.partial.tokens) - before.partial.start, "the control text is not learnt"
+
+
+def test_a_question_stays_on_one_side_whatever_it_is_told(tmp_path: Path, tiny_model_dir: Path) -> None:
+    sides = load_examples(job(tmp_path, tiny_model_dir, condition=CONDITION, held_out_fraction=0.5))[:2]
+    plain = load_examples(job(tmp_path, tiny_model_dir, held_out_fraction=0.5))[:2]
+    assert [[e.id for e in side] for side in sides] == [[e.id for e in side] for side in plain] and all(len(side) for side in sides)
+
+
+def test_the_best_share(tmp_path: Path, tiny_model_dir: Path) -> None:
+    best, _, _ = load_examples(job(tmp_path, tiny_model_dir, keep_top=0.4))
+    assert [e.reward for e in best] == [0.6, 0.8, 1.0], "40 % of six, rounded up"
+    both, _, _ = load_examples(job(tmp_path, tiny_model_dir, keep_top=0.1, condition=CONDITION))
+    assert [e.reward for e in both] == [1.0]
+
+
+def test_what_cannot_work_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
+    for supervised, message in (
+        ({"condition": {"text": "good"}}, "must hold {bucket}"),
+        ({"condition": {"text": "{x}"}}, "cannot be filled in"),
+        ({"condition": {"above": [1.0, 0.0]}}, "thresholds must rise"),
+        ({"condition": CONDITION, "learn_above": 0.0}, "supervised.learn_above=null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            job(tmp_path, tiny_model_dir, **supervised)
+    config = job(tmp_path, tiny_model_dir, keep_top=0.5)
+    (tmp_path / "scored.jsonl").write_text(json.dumps({"prompt": "q", "answer": "a"}))
+    with pytest.raises(DataError, match="line 1: no `reward`"):
+        load_examples(config)
