@@ -285,6 +285,7 @@ def test_a_trained_model_is_evaluated_recorded_and_gone_on_with(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_players_and_ranks_as_actors(ray_cluster: Any, tmp_path: Path) -> None:
     """Two online steps through Ray and DeepSpeed, with the player killed between them: it is replaced and counted."""
     from reasoner_ray.agents.sequence.learner import SequenceLearners
