@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--poles", type=int, default=30, help="episodes of CartPole for each return asked for")
     parser.add_argument("--pole-steps", type=int, default=10, help="training steps of 100 updates on CartPole")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # of so small a network threads only wait for each other
     seeds = range(1, args.seeds + 1)
     with tempfile.TemporaryDirectory() as folder:
         doors = [key_to_door(seed, Path(folder), args.episodes) for seed in seeds]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 # Read by the libraries when they are first imported, so set before any test module is: tests never go to a hub,
 # never report usage, and never open an online W&B run.
@@ -18,6 +19,9 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ.setdefault(_name, _value)
+
+hypothesis_settings.register_profile("unhurried", deadline=None)  # an example that takes long on a busy machine is no failure
+hypothesis_settings.load_profile("unhurried")
 
 TINY_VOCABULARY = 512
 PAD, EOS = "<|pad|>", "<|eos|>"

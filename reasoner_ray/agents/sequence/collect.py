@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from collections.abc import Callable
@@ -68,7 +69,8 @@ def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int, name: str) -> 
 
     with environment_code(f"{name}: reset"):
         observation, _ = env.reset(seed=seed)
-    episode = EpisodeBuffer(seed=seed, observations=[observation], actions=[])
+    # Copies, as an environment may write the next observation into the same array.
+    episode = EpisodeBuffer(seed=seed, observations=[copy.deepcopy(observation)], actions=[])
     observations, actions = cast(list[Any], episode.observations), cast(list[Any], episode.actions)
     reward, over, action = 0.0, False, None
     while not over:
@@ -76,7 +78,7 @@ def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int, name: str) -> 
         with environment_code(f"{name}: step"):
             observation, earned, terminated, truncated, _ = env.step(action)
         reward, over = float(earned), bool(terminated or truncated)
-        observations.append(observation)
+        observations.append(copy.deepcopy(observation))
         actions.append(action)
         episode.rewards.append(reward)
         episode.terminations.append(bool(terminated))
@@ -120,6 +122,7 @@ class SequencePolicy:
         self._target = config.sequence.targets[0] if target is None else target
         player = make_player(config, folder)
         self._network, self._delayed = player.network, config.sequence.delayed
+        self._steps = player.config.sequence.eval_context or player.config.sequence.context
         self._env, self._generator = env, _generator(rng)
 
     def __call__(self, observation: Any, reward: float, action: Any) -> Any:
@@ -127,7 +130,7 @@ class SequencePolicy:
         interface = self._network.interface
         if action is None:
             self._time, self._asked = 0, self._target
-            self._context = Context(1, self._network.settings.context, interface, self._network.units)
+            self._context = Context(1, self._steps, interface, self._network.units)
         else:
             self._context.acted([0], interface.encode(np.asarray(action)[None], "the action just taken"))
             self._time += 1
@@ -160,7 +163,8 @@ class TeamPolicy:
         if isinstance(self._space, spaces.Discrete):
             return np.int64(acted[0] + self._space.start)
         space = cast(spaces.Box, self._space)
-        return np.clip(acted.reshape(space.shape), space.low, space.high).astype(space.dtype)
+        within = (np.clip(acted.reshape(space.shape), -1.0, 1.0) + 1.0) / 2.0  # a team's numbers lie in [-1, 1], as in training
+        return (space.low + within * (space.high - space.low)).astype(space.dtype)
 
 
 def _generator(rng: np.random.Generator) -> torch.Generator:

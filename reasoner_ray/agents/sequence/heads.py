@@ -77,7 +77,9 @@ class Head(nn.Module):
 def squashed_normal(out: torch.Tensor) -> Distribution:
     """a = tanh(x), x from a normal with means and log deviations ``out`` [..., 2 action]; one event an action."""
     mean, std = _normal(out)
-    return Independent(TransformedDistribution(Normal(mean, std), [TanhTransform(cache_size=1)]), 1)
+    # Unchecked: what is not finite must reach the learner's own check, which all ranks come to.
+    base = Normal(mean, std, validate_args=False)
+    return Independent(TransformedDistribution(base, [TanhTransform(cache_size=1)], validate_args=False), 1, validate_args=False)
 
 
 def _normal(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

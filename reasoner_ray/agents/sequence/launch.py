@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
+import torch
 
 from reasoner_ray.agents.mat.launch import GIF, check_room, evaluated_folder, write_gif
 from reasoner_ray.agents.sequence.data import fingerprint, load_recordings
@@ -80,4 +81,14 @@ def make_player(config: JobConfig, folder: Path) -> Player:
             f"{folder} acts in another environment than {settings.world.id}: {network.interface} there, {player.team} here; "
             "evaluate it in the one it was trained on"
         )
+    if network.embed_timestep is not None and player.horizon > network.horizon:
+        raise ModelError(
+            f"{folder} knows {network.horizon} time steps, an episode here has up to {player.horizon}; lower sequence.world.max_steps"
+        )
+    if (settings.eval_context or 0) > trained.context:
+        raise ModelError(f"{folder} sees {trained.context} steps; lower sequence.eval_context={settings.eval_context}")
+    if settings.sample and not network.head.stochastic:
+        raise ConfigError(f"sequence.sample: {folder} says one action, not a distribution; set sequence.sample=false")
+    if config.rollout.torch_threads is not None:
+        torch.set_num_threads(config.rollout.torch_threads)
     return player

@@ -22,7 +22,7 @@ from reasoner_ray.agents.sequence.data import load_recordings
 from reasoner_ray.agents.sequence.network import DecisionTransformer, load_weights
 from reasoner_ray.agents.sequence.recordings import Recording, delayed, moments
 from reasoner_ray.agents.sequence.windows import TrajectoryBuffer, Windows, sample
-from reasoner_ray.errors import NonFiniteError
+from reasoner_ray.errors import CheckpointError, NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
 from reasoner_ray.learner.engine import GradientEngine, start_process_group
 from reasoner_ray.learner.group import WholeBatchLearners
@@ -166,6 +166,9 @@ class SequenceLearner:
     def load(self, folder: Path) -> None:
         """Continue from ``save``, bit for bit. Raises ``CheckpointError``."""
         counters = load_state(folder, self.engine)
+        if ("dual" in counters) != (self.dual is not None):
+            was = "with" if "dual" in counters else "without"
+            raise CheckpointError(f"{folder} was written {was} sequence.online: resume likewise, or begin a new run from its model")
         self._updates_done = int(counters["updates_done"])
         if self.dual is not None and self.buffer is not None:
             self.dual.load_state_dict(counters["dual"])

@@ -75,7 +75,8 @@ class Player:
         self._envs = [make_world(config.sequence.world)]
         first = self._envs[0]
         self.team = Interface.of(first.observation_space, first.action_space, config.sequence.world.id)
-        self.network = (network or DecisionTransformer(self.team, config.sequence, horizon_of(first))).eval()
+        self.horizon = horizon_of(first)
+        self.network = (network or DecisionTransformer(self.team, config.sequence, self.horizon)).eval()
 
     def load(self, state: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take the learner's weights."""

@@ -175,11 +175,10 @@ def test_choices_and_tanh_by_hand() -> None:
     assert many.abs().max() <= 1 and float(many[:, 0].atanh().std()) == pytest.approx(math.exp(-1.5), rel=0.03)
 
 
-@pytest.mark.parametrize("interface", [NUMBERS, CHOICES])
-def test_acting_step_by_step_is_what_training_sees(interface: Interface) -> None:
+@pytest.mark.parametrize(("interface", "drawn"), [(NUMBERS, False), (NUMBERS, True), (CHOICES, False)])
+def test_acting_step_by_step_is_what_training_sees(interface: Interface, drawn: bool) -> None:
     """The rolling context of the players holds the windows that are cut from the finished trajectory."""
-    online = OnlineConfig(target=1.0) if interface.choices else None
-    ours = network(interface, online=online, return_scale=2.0)
+    ours = network(interface, online=OnlineConfig(target=1.0) if drawn else None, return_scale=2.0)
     ours.measure_in(np.array([1.0, 2.0, 3.0], np.float32), np.array([2.0, 2.0, 2.0], np.float32))
     rng = np.random.default_rng(0)
     states, rewards = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=8).astype(np.float32)

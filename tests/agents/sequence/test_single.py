@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
 from pettingzoo.test import parallel_api_test
 
 from reasoner_ray.agents.mat.learner import MatLearner
 from reasoner_ray.agents.mat.worker import RolloutWorker
-from reasoner_ray.agents.sequence.collect import collect
+from reasoner_ray.agents.sequence.collect import TeamPolicy, collect
 from reasoner_ray.agents.sequence.recordings import read_minari
 from reasoner_ray.config import parse_config
 from reasoner_ray.envs.multi_agent.adapters import make_single
@@ -44,6 +48,13 @@ def test_what_a_trained_team_of_one_plays_is_recorded(tmp_path: Path, id: str) -
     settings = {"policy": str(tmp_path / "model"), "episodes": 3, "out": str(tmp_path / "medium-v0")}
     figures = collect(job(tmp_path, sequence={"world": world, "collect": settings}))
     assert figures["episodes"] == 3 and len(read_minari(tmp_path / "medium-v0")[0]) == 3
+    if id == "Pendulum-v1":  # a team's numbers lie in [-1, 1], the torque in [-2, 2]
+        env = gymnasium.make(id)
+        policy = TeamPolicy(tmp_path / "model", env, np.random.default_rng(0))
+        for said, told in ((1.0, 2.0), (-0.5, -1.0), (3.0, 2.0)):
+            acted = SimpleNamespace(actions=torch.full((1, 1, 1), said))
+            policy._network.act = lambda *_, acted=acted, **__: acted  # type: ignore[method-assign]
+            assert policy(env.reset(seed=0)[0], 0.0, None) == pytest.approx([told])
     other = {"id": "MountainCar-v0", "max_steps": 10}
     settings["out"] = str(tmp_path / "other-v0")
     with pytest.raises(ModelError, match=r"acts for 1 that see \d numbers; here one sees 2"):
