@@ -34,5 +34,5 @@ def test_a_job_trains_from_end_to_end(job: str, package: str, own: list[str], ti
     for r in steps:
         assert r["learner/tokens_trained"] > 0 and 1 <= r["episode/turns"] <= 3 and 0 <= r["episode/success"] <= 1
         assert not [name for name in r if name.startswith("faults/environment")], "an environment failed"
-    if job == "data_science":
-        assert all(r["episode/invalid"] > 0 for r in steps), "a tiny random model writes no program"
+        if job == "data_science":
+            assert r["episode/return"] == pytest.approx(-r["episode/turns"]), "a tiny random model writes no program: -1 a try"
