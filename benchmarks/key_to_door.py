@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 
 from benchmarks._record import RESULTS, record
 from reasoner_ray.agents.sequence.collect import collect
-from reasoner_ray.agents.sequence.driver import FIRST_EVAL_SEED, evaluation
+from reasoner_ray.agents.sequence.driver import evaluation
 from reasoner_ray.agents.sequence.learner import SequenceLearner
 from reasoner_ray.agents.sequence.player import Player
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.config import JobConfig, load_tree, merge_trees, parse_config
 
 JOBS = Path(__file__).parent.parent / "jobs" / "sequence"

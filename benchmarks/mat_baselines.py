@@ -27,8 +27,9 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from benchmarks._record import record
-from reasoner_ray.agents.mat.driver import FIRST_EVAL_SEED, evaluation
+from reasoner_ray.agents.mat.driver import evaluation
 from reasoner_ray.agents.mat.launch import evaluate, train
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.config import JobConfig, load_config
 from reasoner_ray.envs.multi_agent.adapters import make_teams
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig

@@ -16,7 +16,7 @@ import ray
 
 from benchmarks._record import record
 from reasoner_ray.agents.mat.learner import MatLearners
-from reasoner_ray.agents.mat.pool import WorkerPool
+from reasoner_ray.agents.mat.pool import TeamPool
 from reasoner_ray.config import JobConfig, load_config
 from reasoner_ray.trainer.launch import connect
 
@@ -25,7 +25,7 @@ JOB = Path(__file__).parent.parent / "jobs/mat/simple_spread.yaml"
 
 async def measure(config: JobConfig, steps: int, warmup: int) -> dict[str, list[float]]:
     """Figures of each of ``steps`` training steps."""
-    workers, learners = WorkerPool(config), MatLearners(config)
+    workers, learners = TeamPool(config), MatLearners(config)
     found: dict[str, list[float]] = {"rollout_steps_per_s": [], "updates_per_s": [], "steps_per_s_in_all": []}
     try:
         await workers.start()

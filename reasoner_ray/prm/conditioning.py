@@ -1,7 +1,8 @@
 """Scored solutions for a policy that is told what to earn, and for one that learns the best alone (kind sft).
 
 Return-conditioned fine-tuning is the Decision Transformer of language: a control text that says how good a solution is stands before
-its prompt, and the policy that samples is told the best there is. Learning the best share alone is its honest baseline (%BC).
+its prompt (after a token that begins a text), and the policy that samples is to be told the best there is. Learning the best share alone is
+its honest baseline (%BC).
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def conditioned(examples: Sequence[Example], condition: ConditionConfig, tokeniz
     found = []
     for example in examples:
         control, partial = controls[bucket_of(_reward(example), condition.above)], example.partial
-        n = len(control)
-        told = Partial((*control, *partial.tokens), tuple(end + n for end in partial.ends), partial.start + n)
+        n, first = len(control), int(partial.tokens[0] == tokenizer.bos_token_id)
+        tokens = (*partial.tokens[:first], *control, *partial.tokens[first:])
+        told = Partial(tokens, tuple(end + n for end in partial.ends), partial.start + n)
         found.append(replace(example, partial=told))
     return found
 

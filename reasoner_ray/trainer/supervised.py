@@ -75,21 +75,27 @@ def load_examples(config: JobConfig) -> tuple[list[Example], list[Example], Coun
     if settings.held_out:
         held_out, also = read_examples(settings.held_out, kind, settings, tokenizer)
         _check_tokens(held_out, vocabulary)
-        return _chosen(examples, settings, tokenizer), _told(held_out, settings, tokenizer), left_out + also
-    examples, held_out = split(examples, settings.held_out_fraction)
-    if not examples:
-        raise DataError(f"every question is held out (supervised.held_out_fraction={settings.held_out_fraction:g}); lower it or add data")
-    return _chosen(examples, settings, tokenizer), _told(held_out, settings, tokenizer), left_out
+        left_out = left_out + also
+    else:
+        examples, held_out = split(examples, settings.held_out_fraction)
+        if not examples:
+            raise DataError(
+                f"every question is held out (supervised.held_out_fraction={settings.held_out_fraction:g}); lower it or add data"
+            )
+    if settings.keep_top is not None:
+        examples = best_examples(examples, settings.keep_top)
+    return _told(examples, settings, tokenizer, left_out), _told(held_out, settings, tokenizer, left_out), left_out
 
 
-def _chosen(examples: list[Example], settings: SupervisedConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """What is learnt of the examples on the training side."""
-    return _told(best_examples(examples, settings.keep_top) if settings.keep_top is not None else examples, settings, tokenizer)
-
-
-def _told(examples: list[Example], settings: SupervisedConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """After the split, which goes by the question alone: the same behind control texts, where the job has them."""
-    return examples if settings.condition is None else conditioned(examples, settings.condition, tokenizer)
+def _told(examples: list[Example], settings: SupervisedConfig, tokenizer: PreTrainedTokenizerBase, left_out: Counter[str]) -> list[Example]:
+    """After the split, which goes by the question alone: the same behind control texts, where the job has them, as far as there is room."""
+    if settings.condition is None:
+        return examples
+    told = conditioned(examples, settings.condition, tokenizer)
+    fits = [example for example in told if len(example.partial.tokens) <= settings.max_tokens]
+    if len(fits) < len(told):
+        left_out[f"longer than supervised.max_tokens={settings.max_tokens} with their control text"] += len(told) - len(fits)
+    return fits
 
 
 def _check_tokens(examples: Sequence[Example], vocabulary: int) -> None:

@@ -87,9 +87,9 @@ def packed(policy: PolicyModel, trajectories: list[Trajectory], **how: Any) -> t
     return terms, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
-def plain(folder: Path, policy: PolicyModel, trajectories: list[Trajectory]) -> tuple[Terms, dict[str, torch.Tensor]]:
-    """The same from whole logits by transformers, each context and each candidate a forward pass of its own."""
-    lms, critic = [], policy.soft_critic
+def separate(folder: Path, policy: PolicyModel) -> list[Any]:
+    """Policy, initial model, Q network and target, each as a model of its own by transformers."""
+    lms, critic = list[Any](), policy.soft_critic
     for lm, part in ((policy.lm, None), (policy.initial, None), (critic.q.lm, critic.q), (critic.target.lm, critic.target)):
         own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         own.load_state_dict((lm or policy.initial).state_dict())
@@ -98,6 +98,25 @@ def plain(folder: Path, policy: PolicyModel, trajectories: list[Trajectory]) -> 
             head.weight = nn.Parameter(policy.initial.get_output_embeddings().weight + part.shared + 0.1 * part.own)
             own.requires_grad_(False).set_output_embeddings(head)
         lms.append(own)
+    return lms
+
+
+def gradients(critic: Any, lms: list[Any]) -> dict[str, torch.Tensor]:
+    """Those that ``separate`` models got, under the names of the policy's parameters."""
+    grads = {f"lm.{n}": p.grad for n, p in lms[0].named_parameters()}
+    if critic.q.lm is not None:
+        grads |= {f"soft_critic.q.lm.{n}": p.grad for n, p in lms[2].named_parameters()}
+    else:
+        by_row = lms[2].get_output_embeddings().weight.grad
+        grads |= {"soft_critic.q.own": 0.1 * by_row, "soft_critic.q.shared": by_row.sum(0)}
+    for n, p in critic.q.stop.named_parameters():
+        grads[f"soft_critic.q.stop.{n}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+    return grads
+
+
+def plain(folder: Path, policy: PolicyModel, trajectories: list[Trajectory]) -> tuple[Terms, dict[str, torch.Tensor]]:
+    """The same from whole logits by transformers, each context and each candidate a forward pass of its own."""
+    lms, critic = separate(folder, policy), policy.soft_critic
 
     def rows(tokens: list[int], start: int) -> tuple[torch.Tensor, ...]:
         """Log-probs of policy and reference, Q and target [n, V] of the positions that predict ``tokens[start:]``.
@@ -145,15 +164,7 @@ def plain(folder: Path, policy: PolicyModel, trajectories: list[Trajectory]) -> 
                 note(log_pi - log_pi.logsumexp(0), log_rho - log_rho.logsumexp(0), q, target, own)
     terms = {name: torch.stack(values) for name, values in found.items()}
     total(terms).backward()
-    grads = {f"lm.{n}": p.grad for n, p in lms[0].named_parameters()}
-    if critic.q.lm is not None:
-        grads |= {f"soft_critic.q.lm.{n}": p.grad for n, p in lms[2].named_parameters()}
-    else:
-        by_row = lms[2].get_output_embeddings().weight.grad
-        grads |= {"soft_critic.q.own": 0.1 * by_row, "soft_critic.q.shared": by_row.sum(0)}
-    for n, p in critic.q.stop.named_parameters():
-        grads[f"soft_critic.q.stop.{n}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
-    return {name: x.detach() for name, x in terms.items()}, grads
+    return {name: x.detach() for name, x in terms.items()}, gradients(critic, lms)
 
 
 def assert_close(got: tuple[Terms, Terms], expected: tuple[Terms, Terms]) -> None:

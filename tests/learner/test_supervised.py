@@ -28,9 +28,10 @@ from reasoner_ray.trainer.checkpoint import list_checkpoints
 from reasoner_ray.trainer.supervised import Parts, SupervisedDriver, load_examples, order_of, with_steps
 from tests.prm.conftest import make_examples, write_examples
 from tests.trainer.fakes import FakeTracker
+from tests.trainer.local import LocalLearner
 
 
-class LocalLearners:
+class LocalLearners(LocalLearner):
     """A learner in this process behind the driver's interface; dies at the steps it is told to."""
 
     def __init__(self, config: JobConfig, dies_at: tuple[int, ...] = ()) -> None:
@@ -52,15 +53,6 @@ class LocalLearners:
     async def run(self, function: Any, stored: Any) -> list[Any]:
         assert function is predict_stored
         return [predict(self.learner, stored[0])]
-
-    async def save(self, folder: Path) -> None:
-        self.learner.save(folder)
-
-    async def load(self, folder: Path) -> None:
-        self.learner.load(folder)
-
-    async def export(self, folder: Path) -> None:
-        self.learner.export(folder)
 
     async def restart(self) -> None:
         self.restarts += 1

@@ -11,8 +11,10 @@ import pytest
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.errors import ConfigError, DataError
 from reasoner_ray.models import load_tokenizer
-from reasoner_ray.prm.conditioning import bucket_of, control_text
+from reasoner_ray.prm.conditioning import bucket_of, conditioned, control_text
+from reasoner_ray.prm.examples import Example
 from reasoner_ray.prm.settings import ConditionConfig
+from reasoner_ray.steps import Partial
 from reasoner_ray.trainer.supervised import load_examples
 
 CONDITION = {"text": "reward {bucket} of {top}: ", "above": [0.0, 0.5]}
@@ -42,6 +44,22 @@ def test_each_prompt_is_told_what_its_solution_earned(tmp_path: Path, tiny_model
         assert after.partial.tokens[after.partial.start :] == before.partial.tokens[before.partial.start :]
         learnt = after.trajectory("sft", job(tmp_path, tiny_model_dir).supervised)
         assert int(learnt.loss_mask.sum()) == len(before.partial.tokens) - before.partial.start, "the control text is not learnt"
+
+
+def test_a_control_text_follows_the_token_that_begins_a_text(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    tokenizer.bos_token = tokenizer.eos_token
+    begun = Example(id="0", where="0", partial=Partial((tokenizer.bos_token_id, 7, 8), (3,), 2), reward=1.0)
+    (told,) = conditioned([begun], ConditionConfig(**CONDITION), tokenizer)
+    control = tuple(tokenizer.encode("reward 2 of 2: ", add_special_tokens=False))
+    assert told.partial == Partial((tokenizer.bos_token_id, *control, 7, 8), (3 + len(control),), 2 + len(control))
+
+
+def test_what_has_no_room_for_its_control_text_is_counted(tmp_path: Path, tiny_model_dir: Path) -> None:
+    plain, _, _ = load_examples(job(tmp_path, tiny_model_dir))
+    longest = max(len(example.partial.tokens) for example in plain)
+    told, _, left_out = load_examples(job(tmp_path, tiny_model_dir, condition=CONDITION, max_tokens=longest))
+    assert not told and left_out == {f"longer than supervised.max_tokens={longest} with their control text": 6}
 
 
 def test_a_question_stays_on_one_side_whatever_it_is_told(tmp_path: Path, tiny_model_dir: Path) -> None:

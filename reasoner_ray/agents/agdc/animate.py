@@ -9,12 +9,11 @@ import torch
 from reasoner_ray.agents.agdc.detection import GoalDetector
 from reasoner_ray.agents.agdc.evaluate import Arena
 from reasoner_ray.agents.agdc.problem import Policy, View
+from reasoner_ray.pictures import write_gif
 
 
 def animate(arena: Arena, policy: Policy, seed: int, file: Path) -> bool:
     """Play the episode of ``seed`` and write it to ``file``; says whether the agent ended it."""
-    from reasoner_ray.envs.source_term.render import write_gif
-
     search, belief = arena.problem.search(1), arena.problem.belief(1)
     detector, one = GoalDetector(belief, arena.rule, arena.feedback, 1), torch.ones(1, dtype=torch.bool)
     detector.seed(seed)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.agents.mat.learner import MatLearners
-from reasoner_ray.agents.mat.pool import Collected, WorkerPool
+from reasoner_ray.agents.mat.pool import TeamPool
+from reasoner_ray.agents.pool import Collected
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.envs.multi_agent.teams import Episode
@@ -24,15 +26,13 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3
 """Nats by which the log-probs of workers and learner may differ where ``sync.probe_tolerance`` is not set; both compute in float32."""
-FIRST_EVAL_SEED = 1_000_000_000
-"""Episodes of evaluation have the seeds from here on, in every job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """Everything the driver coordinates."""
 
-    workers: WorkerPool
+    workers: TeamPool
     learners: MatLearners
     tracker: Tracker
 

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 
-from reasoner_ray.agents.mat.driver import FIRST_EVAL_SEED, MatDriver, Parts, evaluation
+from reasoner_ray.agents.mat.driver import MatDriver, Parts, evaluation
 from reasoner_ray.agents.mat.learner import MatLearners, load_network
-from reasoner_ray.agents.mat.pool import WorkerPool
-from reasoner_ray.agents.mat.settings import SCRATCH
+from reasoner_ray.agents.mat.pool import TeamPool
 from reasoner_ray.agents.mat.worker import RolloutWorker
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED, GIF, evaluated_folder, train_on_actors
 from reasoner_ray.envs.multi_agent.adapters import make_teams
 from reasoner_ray.envs.multi_agent.teams import Teams
 from reasoner_ray.errors import ConfigError, ModelError, ReasonerError
+from reasoner_ray.pictures import MAX_FRAMES, write_gif
 from reasoner_ray.trainer import launch
-from reasoner_ray.trainer.checkpoint import read_driver_state
 from reasoner_ray.trainer.tracking import Tracker
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
 
 log = logging.getLogger(__name__)
-
-GIF = "episode.gif"
-FRAME_MS = 100
-MAX_FRAMES = 500
 
 
 def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, float]:
@@ -38,32 +32,11 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
     make_teams(config.multi_agent, 1).close()  # what is wrong with the environment is said before anything starts
-    config, checkpoint = launch.choose_run(config, if_exists)
-    if checkpoint is not None:
-        read_driver_state(checkpoint)
-    launch.connect(config)
-    try:
-        check_room(config, ray.cluster_resources())
-        launch.make_run_folder(config, if_exists)
-        tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
-        driver = MatDriver(config, Parts(workers=WorkerPool(config), learners=MatLearners(config), tracker=tracker))
-        return launch.run_driver(driver, checkpoint)
-    finally:
-        ray.shutdown()
 
+    def make_driver(config: JobConfig, tracker: Tracker) -> MatDriver:
+        return MatDriver(config, Parts(workers=TeamPool(config), learners=MatLearners(config), tracker=tracker))
 
-def check_room(config: JobConfig, available: Mapping[str, float]) -> None:
-    """Refuse a job that the cluster can never place. Raises ``ConfigError``."""
-    workers, learner = config.rollout, config.learner
-    cpus = workers.workers * workers.cpus + learner.ranks * learner.cpus
-    if cpus > available.get("CPU", 0):
-        raise ConfigError(
-            f"rollout.workers of rollout.cpus and learner.ranks of learner.cpus add up to {cpus:g} CPUs; the cluster has "
-            f"{available.get('CPU', 0):g}. Lower them (they are reservations, not limits) or the number of actors"
-        )
-    gpus = available.get("GPU", 0)
-    if gpus and learner.ranks > gpus:
-        raise ConfigError(f"learner.ranks={learner.ranks} need a GPU each where there are any; the cluster has {gpus:g}")
+    return train_on_actors(config, if_exists, make_driver)
 
 
 def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
@@ -91,14 +64,6 @@ def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
     return figures
 
 
-def evaluated_folder(config: JobConfig, model: str | None) -> Path:
-    """Where the network that ``evaluate`` looks at lies."""
-    if model is not None:
-        return Path(model)
-    own = config.run_dir / "model"
-    return own if own.exists() or config.model.path == SCRATCH else Path(config.model.path)
-
-
 def draw_episode(worker: RolloutWorker, path: Path) -> Path:
     """A greedy episode from the first seed of evaluation as a GIF. Raises ``EnvironmentProblem`` where the environment draws nothing."""
     frames: list[np.ndarray] = []
@@ -109,13 +74,3 @@ def draw_episode(worker: RolloutWorker, path: Path) -> Path:
 
     worker.play([FIRST_EVAL_SEED], pictures=True, look=look)
     return write_gif(frames, path)
-
-
-def write_gif(frames: Sequence[np.ndarray], path: Path) -> Path:
-    """An animation of the first ``MAX_FRAMES`` frames, uint8 [height, width, 3] each; returns ``path``. Raises ``OSError``."""
-    from PIL import Image
-
-    pictures = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames[:MAX_FRAMES]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
-    return path

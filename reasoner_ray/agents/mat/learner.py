@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from reasoner_ray.agents import SCRATCH
 from reasoner_ray.agents.mat.network import MultiAgentTransformer
 from reasoner_ray.agents.mat.ppo import Rows, Totals, normalised, team_credit, team_loss
-from reasoner_ray.agents.mat.settings import SCRATCH, MatConfig
+from reasoner_ray.agents.mat.settings import MatConfig
 from reasoner_ray.agents.mat.value_norm import ValueNorm
 from reasoner_ray.agents.mat.worker import Segment, join
+from reasoner_ray.agents.weights import ABOUT, WEIGHTS, read_weights
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.errors import ModelError, NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
@@ -35,8 +37,6 @@ from reasoner_ray.losses import summarise
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
-
-WEIGHTS, ABOUT = "network.safetensors", "network.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,12 +273,7 @@ def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, v
     there, _, moments = _about(folder)
     if difference := there.difference(team):
         raise ModelError(f"{folder} was trained for another team ({difference}); take the environment it was trained on")
-    try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: the weights do not fit the network: {' '.join(str(error).split())[:400]}; check the section mat"
-        ) from error
+    read_weights(network, folder, "mat")
     if value_norm is not None:
         value_norm.load_state_dict(moments)
 

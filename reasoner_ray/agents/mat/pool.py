@@ -1,213 +1,39 @@
-"""Rollout workers as Ray actors, and the driver's handle on them: a worker that dies is replaced and its segment collected again."""
+"""Rollout workers of teams as Ray actors."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-
-from reasoner_ray.actor_calls import result_of
-from reasoner_ray.envs.multi_agent.spec import TeamSpec
-from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, LearnerLost
-from reasoner_ray.settings import usable_cores
+from reasoner_ray.agents.pool import Collected, WorkerActor, WorkerPool
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
-    from reasoner_ray.envs.multi_agent.teams import Episode
-
-Ref = Any
-START_S = 300.0
-"""How long workers may take to find room and make their environments."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """A worker's segment, as a reference, and its summary."""
-
-    segment: Ref
-    summary: dict[str, Any]
-
-
-class WorkerActor:
+class TeamActor(WorkerActor):
     """Body of an actor."""
-
-    def __init__(self, config: JobConfig, index: int) -> None:
-        import torch
-
-        workers = config.rollout.workers
-        torch.set_num_threads(config.rollout.torch_threads or max(1, usable_cores() // workers))
-        self._config, self._index = config, index
-        self._worker: Any = None
-
-    def begin(self) -> Any:
-        """Make the environments; what is seen and done in them. Raises ``ReasonerError``."""
-        self._worker = self._make()
-        return self._worker.team
 
     def _make(self) -> Any:
         from reasoner_ray.agents.mat.worker import RolloutWorker
 
         return RolloutWorker(self._config, self._index)
 
-    @property
-    def worker(self) -> Any:
-        """The ``RolloutWorker``, or what another kind of job has in its place. Raises ``RuntimeError`` before ``begin``."""
-        if self._worker is None:
-            raise RuntimeError("the worker has not begun")
-        return self._worker
-
-    def process_id(self) -> int:
-        """Of this actor."""
-        return os.getpid()
-
-    def load(self, buckets: Sequence[Ref]) -> None:
-        """Take published weights."""
-        from reasoner_ray.sync.buckets import unpack_bucket
-
-        for bucket in ray.get(list(buckets)):
-            self.worker.load(unpack_bucket(bucket))
-
     def collect(self, step: int, fresh: bool) -> tuple[Any, dict[str, Any]]:
         """See ``RolloutWorker.collect``; the segment stays in the object store."""
         collected: tuple[Any, dict[str, Any]] = self.worker.collect(step, fresh=fresh)
         return collected
 
-    def evaluate(self, seeds: Sequence[int], *args: Any) -> list[Episode]:
-        """See ``RolloutWorker.evaluate``."""
-        episodes: list[Episode] = self.worker.evaluate(seeds, *args)
-        return episodes
 
+class TeamPool(WorkerPool):
+    """All workers of a job; see ``WorkerPool`` for what every call may raise."""
 
-class WorkerPool:
-    """All workers of a job.
-
-    Every call may raise ``EnvironmentProblem`` where a worker dies more often than ``rollout.restart_limit`` or does not come up,
-    ``EnvironmentFault`` where one does not answer within ``multi_agent.deadline_s``, and ``LearnerLost`` where the published
-    weights are gone because the learner that held them died.
-    """
-
-    body: type[WorkerActor] = WorkerActor
+    body = TeamActor
 
     def __init__(self, config: JobConfig) -> None:
-        self._config, self._name = config, config.multi_agent.name
-        self._actors: list[Any] = []
-        self._deaths = [0] * config.rollout.workers
-        self._published: Sequence[Ref] = ()
-        self._team: TeamSpec | None = None
-
-    @property
-    def restarts(self) -> int:
-        """Workers that were replaced so far."""
-        return sum(self._deaths)
-
-    @property
-    def team(self) -> TeamSpec:
-        """What the workers' agents see and do. Raises ``RuntimeError`` before ``start``."""
-        if self._team is None:
-            raise RuntimeError("the workers have not started")
-        return self._team
-
-    async def start(self) -> None:
-        """Start every worker. Raises ``ReasonerError``."""
-        self._actors = [self._new(index) for index in range(self._config.rollout.workers)]
-        try:
-            self._team = (await asyncio.gather(*(self._begin(actor) for actor in self._actors)))[0]
-        except RayActorError as error:
-            raise EnvironmentProblem(f"a rollout worker died at its start: {error}") from error
-
-    async def load(self, published: Sequence[Ref]) -> None:
-        """Give the learner's weights to every worker, and to those that replace one."""
-        self._published = published
-        await asyncio.gather(*(self._call(i, "load", published) for i in range(len(self._actors))))
+        super().__init__(config, config.multi_agent.name)
 
     async def collect(self, step: int, *, fresh: bool) -> list[Collected]:
         """Every worker's segment of training step ``step``. A worker that dies meanwhile collects its own anew, with new episodes."""
-        return list(await asyncio.gather(*(self._collect(i, step, fresh) for i in range(len(self._actors)))))
-
-    async def evaluate(self, seeds: Sequence[int], *args: Any) -> list[Episode]:
-        """One greedy episode from each seed, in their order; ``args`` are passed on to the workers."""
-        n = len(self._actors)
-        shares = await asyncio.gather(*(self._call(i, "evaluate", seeds[i::n], *args) for i in range(n) if len(seeds[i::n])))
-        return [shares[k % n][k // n] for k in range(len(seeds))]
-
-    async def process_ids(self) -> list[int]:
-        """Of the workers."""
-        return list(await asyncio.gather(*(self._call(i, "process_id") for i in range(len(self._actors)))))
-
-    async def stop(self) -> None:
-        """End every worker."""
-        actors, self._actors = self._actors, []
-        for actor in actors:
-            ray.kill(actor)
-
-    def _new(self, index: int) -> Any:
-        options = {"num_cpus": self._config.rollout.cpus, "resources": dict(self._config.cluster.rollout_resources) or None}
-        return ray.remote(self.body).options(**options, max_restarts=0).remote(self._config, index)
-
-    async def _begin(self, actor: Any) -> TeamSpec:
-        """Let a new worker make its environments."""
-        try:
-            team: TeamSpec = await asyncio.wait_for(result_of(actor.begin.remote()), START_S)
-        except RayTaskError:
-            raise
-        except TimeoutError as error:
-            raise EnvironmentProblem(
-                f"a rollout worker of {self._config.rollout.cpus:g} CPUs (rollout.cpus) did not start within {START_S:g} s; lower "
-                "rollout.workers or rollout.cpus, or add nodes"
-            ) from error
-        return team
-
-    async def _answer(self, index: int, method: str, ref: Ref) -> Any:
-        """What worker ``index`` answers to ``method``, in time. Raises ``RayActorError`` where it has died."""
-        env = self._config.multi_agent
-        try:
-            return await asyncio.wait_for(result_of(ref), env.deadline_s)
-        except RayTaskError as error:  # first, for one that wraps a TimeoutError is a TimeoutError as well
-            if isinstance(error.cause, ObjectLostError):
-                raise LearnerLost(f"the weights for rollout worker {index} were lost with the learner that published them") from error
-            raise
-        except TimeoutError as error:
-            raise EnvironmentFault(
-                f"{self._name}: rollout worker {index} did not answer {method} within {env.deadline_s:g} s: an environment hangs, or "
-                "multi_agent.deadline_s is too short for it"
-            ) from error
-
-    async def _collect(self, index: int, step: int, fresh: bool) -> Collected:
-        while True:
-            try:
-                segment, summary = self._actors[index].collect.options(num_returns=2).remote(step, fresh)
-                return Collected(segment=segment, summary=await self._answer(index, "collect", summary))
-            except RayActorError as error:
-                await self._replace(index, error)
-                fresh = True
-
-    async def _call(self, index: int, method: str, *args: Any) -> Any:
-        while True:
-            try:
-                return await self._answer(index, method, getattr(self._actors[index], method).remote(*args))
-            except RayActorError as error:
-                await self._replace(index, error)
-
-    async def _replace(self, index: int, error: RayActorError) -> None:
-        """A new worker in the place of a dead one, with the newest weights."""
-        limit = self._config.rollout.restart_limit
-        while True:
-            self._deaths[index] += 1
-            if self._deaths[index] > limit:
-                raise EnvironmentProblem(
-                    f"rollout worker {index} died {self._deaths[index]} times (rollout.restart_limit={limit}); its log under the Ray "
-                    "session folder says why, most often memory: lower multi_agent.envs"
-                ) from error
-            self._actors[index] = actor = self._new(index)
-            try:
-                await self._begin(actor)
-                if self._published:
-                    await self._answer(index, "load", actor.load.remote(self._published))
-                return
-            except RayActorError as again:
-                error = again
+        workers = range(len(self._actors))
+        return list(await asyncio.gather(*(self._collect(i, "collect", step, fresh, again=(step, True)) for i in workers)))

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from reasoner_ray.agents import SCRATCH
 from reasoner_ray.section import Section
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
-
-
-SCRATCH = "scratch"
-"""``model.path`` of a network that begins with new weights; else it is the folder model/ of a run whose weights it begins with."""
 
 
 class MatConfig(Section):

@@ -16,10 +16,10 @@ from gymnasium import spaces
 
 from reasoner_ray.agents.mat.learner import load_network as load_team_network
 from reasoner_ray.agents.sequence.launch import make_player
-from reasoner_ray.agents.sequence.network import ABOUT
 from reasoner_ray.agents.sequence.player import Context
 from reasoner_ray.agents.sequence.recordings import check_new, write_minari
 from reasoner_ray.agents.sequence.spaces import make_world, state_of
+from reasoner_ray.agents.weights import ABOUT
 from reasoner_ray.envs.multi_agent.teams import environment_code
 from reasoner_ray.errors import ConfigError, ModelError
 from reasoner_ray.registry import load_dotted

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from reasoner_ray.agents.mat.driver import FIRST_EVAL_SEED
-from reasoner_ray.agents.mat.pool import Collected
+from reasoner_ray.agents.pool import Collected
 from reasoner_ray.agents.sequence.learner import SequenceLearners
 from reasoner_ray.agents.sequence.pool import PlayerPool
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.envs.multi_agent.teams import Episode
 from reasoner_ray.errors import CheckpointError
 from reasoner_ray.trainer.stepwise import StepDriver

@@ -6,19 +6,18 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
 import torch
 
-from reasoner_ray.agents.mat.launch import GIF, check_room, evaluated_folder, write_gif
 from reasoner_ray.agents.sequence.data import fingerprint, load_recordings
-from reasoner_ray.agents.sequence.driver import FIRST_EVAL_SEED, Parts, SequenceDriver, evaluation
+from reasoner_ray.agents.sequence.driver import Parts, SequenceDriver, evaluation
 from reasoner_ray.agents.sequence.learner import SequenceLearners
 from reasoner_ray.agents.sequence.network import load_network
 from reasoner_ray.agents.sequence.player import Player
 from reasoner_ray.agents.sequence.pool import PlayerPool
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED, GIF, evaluated_folder, train_on_actors
 from reasoner_ray.errors import ConfigError, ModelError, ReasonerError
+from reasoner_ray.pictures import write_gif
 from reasoner_ray.trainer import launch
-from reasoner_ray.trainer.checkpoint import read_driver_state
 from reasoner_ray.trainer.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -33,18 +32,12 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
     recordings, _, _ = load_recordings(config)  # what is wrong with the data is said before anything starts
-    config, checkpoint = launch.choose_run(config, if_exists)
-    if checkpoint is not None:
-        read_driver_state(checkpoint)
-    launch.connect(config)
-    try:
-        check_room(config, ray.cluster_resources())
-        launch.make_run_folder(config, if_exists)
-        tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
-        parts = Parts(workers=PlayerPool(config), learners=SequenceLearners(config), tracker=tracker, data=fingerprint(recordings))
-        return launch.run_driver(SequenceDriver(config, parts), checkpoint)
-    finally:
-        ray.shutdown()
+
+    def make_driver(config: JobConfig, tracker: Tracker) -> SequenceDriver:
+        data = fingerprint(recordings)
+        return SequenceDriver(config, Parts(workers=PlayerPool(config), learners=SequenceLearners(config), tracker=tracker, data=data))
+
+    return train_on_actors(config, if_exists, make_driver)
 
 
 def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
@@ -16,9 +16,8 @@ from reasoner_ray.agents.sequence.heads import Head
 from reasoner_ray.agents.sequence.settings import SequenceConfig
 from reasoner_ray.agents.sequence.spaces import Interface
 from reasoner_ray.agents.sequence.windows import NO_ACTION, Units, Windows
+from reasoner_ray.agents.weights import ABOUT, WEIGHTS, read_weights
 from reasoner_ray.errors import ModelError
-
-WEIGHTS, ABOUT = "network.safetensors", "network.json"
 
 
 class DecisionTransformer(nn.Module):
@@ -105,18 +104,8 @@ def load_network(folder: Path) -> DecisionTransformer:
         raise ModelError(
             f"{folder} holds no network of kind sequence ({type(error).__name__}: {error}); give the folder model/ of a run"
         ) from error
-    load_weights(network, folder)
+    read_weights(network, folder, "sequence")
     return network.eval()
-
-
-def load_weights(network: DecisionTransformer, folder: Path) -> None:
-    """Take the weights in ``folder``, and what its inputs are measured in. Raises ``ModelError`` where they do not fit."""
-    try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: the weights do not fit the network: {' '.join(str(error).split())[:400]}; check the section sequence"
-        ) from error
 
 
 def _trunk_config(settings: SequenceConfig, length: int) -> GPT2Config:

@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError
-
-from reasoner_ray.agents.mat.pool import Collected, WorkerActor, WorkerPool
+from reasoner_ray.agents.pool import Collected, WorkerActor, WorkerPool
 
 if TYPE_CHECKING:
     from reasoner_ray.agents.sequence.recordings import Recording
@@ -35,18 +33,9 @@ class PlayerPool(WorkerPool):
     body = PlayerActor
 
     def __init__(self, config: JobConfig) -> None:
-        super().__init__(config)
-        self._name = config.sequence.world.id
+        super().__init__(config, config.sequence.world.id)
 
     async def play(self, seeds: Sequence[int], target: float) -> list[Collected]:
         """One episode from each seed with drawn actions, shared by the players; the same ones whoever plays them."""
-        n = len(self._actors)
-        return list(await asyncio.gather(*(self._play(i, seeds[i::n], target) for i in range(n) if len(seeds[i::n]))))
-
-    async def _play(self, index: int, seeds: Sequence[int], target: float) -> Collected:
-        while True:
-            try:
-                recordings, summary = self._actors[index].play.options(num_returns=2).remote(seeds, target)
-                return Collected(segment=recordings, summary=await self._answer(index, "play", summary))
-            except RayActorError as error:
-                await self._replace(index, error)
+        n = min(len(self._actors), len(seeds))
+        return list(await asyncio.gather(*(self._collect(i, "play", seeds[i::n], target) for i in range(n))))

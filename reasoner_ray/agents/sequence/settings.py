@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from reasoner_ray.agents.mat.settings import SCRATCH
+from reasoner_ray.agents import SCRATCH
 from reasoner_ray.section import Section
 
 if TYPE_CHECKING:

@@ -1,15 +1,11 @@
-"""Pictures of a search: the field, the way, the particles; and an episode as GIF."""
+"""Pictures of a search: the field, the way, the particles."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from reasoner_ray.envs.source_term.core import at_ground
 from reasoner_ray.envs.source_term.plume import concentration
@@ -40,11 +36,3 @@ def draw_scene(
     axes.legend(loc="upper right", fontsize=7, framealpha=0.8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def write_gif(frames: Sequence[np.ndarray], file: Path, fps: float = 8.0) -> None:
-    """Write images uint8 [H, W, 3] of one size as an endless GIF; the last one stays for two seconds."""
-    images = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
-    durations = [round(1000 / fps)] * (len(images) - 1) + [2000]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    images[0].save(file, save_all=True, append_images=images[1:], duration=durations, loop=0)

@@ -17,17 +17,21 @@ import torch
 from PIL import Image
 
 from reasoner_ray.agents.mat.driver import MatDriver, Parts, evaluation, rollout_metrics
-from reasoner_ray.agents.mat.launch import check_room, evaluate
+from reasoner_ray.agents.mat.launch import evaluate
 from reasoner_ray.agents.mat.learner import MatLearner, MatLearners, load_network
-from reasoner_ray.agents.mat.pool import Collected, WorkerPool
+from reasoner_ray.agents.mat.pool import TeamPool
 from reasoner_ray.agents.mat.worker import RolloutWorker
+from reasoner_ray.agents.pool import Collected
+from reasoner_ray.agents.stepwise import check_room
 from reasoner_ray.config import JobConfig, to_yaml
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.envs.multi_agent.teams import Episode
 from reasoner_ray.errors import CheckpointError, ConfigError, EnvironmentProblem, LearnerLost, ModelError, SyncError
+from reasoner_ray.pictures import FPS, LAST_MS
 from reasoner_ray.trainer.checkpoint import list_checkpoints
 from tests.agents.mat.test_learner import job, weights
 from tests.trainer.fakes import FakeTracker
+from tests.trainer.local import LocalLearner
 
 
 class LocalWorkers:
@@ -58,7 +62,7 @@ class LocalWorkers:
     async def stop(self) -> None: ...
 
 
-class LocalLearners:
+class LocalLearners(LocalLearner):
     """The ranks' interface over a learner in this process; dies at the steps it is told to."""
 
     def __init__(self, config: JobConfig, dies_at: tuple[int, ...] = ()) -> None:
@@ -82,17 +86,6 @@ class LocalLearners:
 
     async def publish_weights(self) -> Any:
         return list(weights(self.learner).items())
-
-    async def save(self, folder: Path) -> None:
-        self.learner.save(folder)
-
-    async def load(self, folder: Path) -> None:
-        self.learner.load(folder)
-
-    async def export(self, folder: Path) -> None:
-        self.learner.export(folder)
-
-    async def stop(self) -> None: ...
 
 
 def driver(config: JobConfig, **learners: Any) -> MatDriver:
@@ -217,7 +210,7 @@ def test_workers_and_ranks_as_actors(ray_cluster: Any, tmp_path: Path) -> None:
     """Two steps through Ray, with the worker killed between them: it is replaced, the replacement is counted, and the run ends well."""
     config = job(tmp_path, trainer={"steps": 2, "eval_every": 0, "checkpoint_every": 0})
     tracker: Any = FakeTracker()
-    run = MatDriver(config, Parts(workers=WorkerPool(config), learners=MatLearners(config), tracker=tracker))
+    run = MatDriver(config, Parts(workers=TeamPool(config), learners=MatLearners(config), tracker=tracker))
     collect, killed = run.parts.workers.collect, []
 
     async def killed_before_the_second(step: int, *, fresh: bool) -> list[Collected]:
@@ -254,7 +247,7 @@ def test_evaluation_draws_an_episode(tmp_path: Path, capsys: pytest.CaptureFixtu
         for frame in range(picture.n_frames):  # equal pictures in a row are one frame that stays longer
             picture.seek(frame)
             shown += picture.info["duration"]
-        assert shown == 300 and picture.size[0] > 100
+        assert shown == 2 * 1000 / FPS + LAST_MS and picture.size[0] > 100
     tuned = job(tmp_path, multi_agent=spread, model={"path": str(tmp_path / "before")})
     assert evaluate(tuned) == figures, "what the run itself learnt, not what it began with"
     with pytest.raises(ModelError, match="before holds no network of kind mat"):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 
-from reasoner_ray.agents.mat import pool as pool_module
+from reasoner_ray.agents import pool as pool_module
 from reasoner_ray.agents.mat.learner import MatLearners
-from reasoner_ray.agents.mat.pool import WorkerPool
+from reasoner_ray.agents.mat.pool import TeamPool
 from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, LearnerLost
 from reasoner_ray.learner.group import LearnerGroup
 from tests.agents.mat.teams import team
@@ -65,9 +65,9 @@ class Actor:
             setattr(self, name, Method(value))
 
 
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *actors: Actor, deadline_s: float = 3600.0) -> WorkerPool:
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *actors: Actor, deadline_s: float = 3600.0) -> TeamPool:
     """A pool of one worker, the first of ``actors``; the others replace it in turn."""
-    pool, waiting = WorkerPool(job(tmp_path, multi_agent={"deadline_s": deadline_s})), list(actors)
+    pool, waiting = TeamPool(job(tmp_path, multi_agent={"deadline_s": deadline_s})), list(actors)
     monkeypatch.setattr(pool, "_new", lambda _: waiting.pop(0))
     asyncio.run(pool.start())
     return pool

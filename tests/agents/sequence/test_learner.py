@@ -18,21 +18,23 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from reasoner_ray.agents.mat.pool import Collected
+from reasoner_ray.agents.pool import Collected
 from reasoner_ray.agents.sequence.collect import collect
-from reasoner_ray.agents.sequence.driver import FIRST_EVAL_SEED, Parts, SequenceDriver, evaluation, spearman
-from reasoner_ray.agents.sequence.launch import evaluate
+from reasoner_ray.agents.sequence.driver import Parts, SequenceDriver, evaluation, spearman
+from reasoner_ray.agents.sequence.launch import evaluate, make_player
 from reasoner_ray.agents.sequence.learner import SequenceLearner, Temperature
 from reasoner_ray.agents.sequence.network import load_network
 from reasoner_ray.agents.sequence.player import Player
 from reasoner_ray.agents.sequence.settings import OnlineConfig
 from reasoner_ray.agents.sequence.windows import sample
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.config import JobConfig, derived_numbers, to_yaml
 from reasoner_ray.envs.multi_agent.teams import Episode
 from reasoner_ray.errors import CheckpointError, ConfigError, ModelError, NonFiniteError
 from reasoner_ray.trainer.checkpoint import list_checkpoints
 from tests.agents.sequence.jobs import PENDULUM, job
 from tests.trainer.fakes import FakeTracker
+from tests.trainer.local import LocalLearner
 
 
 class LocalPlayers:
@@ -58,7 +60,7 @@ class LocalPlayers:
     async def stop(self) -> None: ...
 
 
-class LocalLearners:
+class LocalLearners(LocalLearner):
     """The ranks' interface over a learner in this process."""
 
     def __init__(self, config: JobConfig) -> None:
@@ -72,17 +74,6 @@ class LocalLearners:
 
     async def publish_weights(self) -> Any:
         return list(self.learner.state_for_sync())
-
-    async def save(self, folder: Path) -> None:
-        self.learner.save(folder)
-
-    async def load(self, folder: Path) -> None:
-        self.learner.load(folder)
-
-    async def export(self, folder: Path) -> None:
-        self.learner.export(folder)
-
-    async def stop(self) -> None: ...
 
 
 def driver(config: JobConfig, data: str = "the data") -> SequenceDriver:
@@ -215,13 +206,36 @@ def test_a_target_is_lowered_by_what_was_earned_unless_rewards_are_delayed(tmp_p
         assert seen[:3] == asked
 
 
-def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_weights(tmp_path: Path) -> None:
-    learner = SequenceLearner(job(tmp_path))
+@pytest.mark.parametrize("sections", [{}, {"sequence": PENDULUM}], ids=["choices", "squashed normal"])
+def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_weights(tmp_path: Path, sections: dict[str, Any]) -> None:
+    learner = SequenceLearner(job(tmp_path, **sections))
     before = weights(learner)
     learner.recordings = [replace(r, states=np.full_like(r.states, np.nan)) for r in learner.recordings]
     with pytest.raises(NonFiniteError, match="update 0: the loss is not finite; .*update-000000-rank-00000.pt"):
         learner.train_step([])
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(learner).items())
+
+
+def test_a_state_of_the_other_way_of_learning_is_refused(tmp_path: Path) -> None:
+    offline, online = (SequenceLearner(job(tmp_path, sequence={"online": how})) for how in (None, PENDULUM["online"]))
+    offline.save(tmp_path / "offline")
+    online.save(tmp_path / "online")
+    with pytest.raises(CheckpointError, match=r"was written without sequence\.online"):
+        online.load(tmp_path / "offline")
+    with pytest.raises(CheckpointError, match=r"was written with sequence\.online"):
+        offline.load(tmp_path / "online")
+
+
+def test_a_network_is_not_asked_for_what_it_cannot_do(tmp_path: Path) -> None:
+    numbers = {**PENDULUM, "online": None, "time_embedding": True}
+    SequenceLearner(job(tmp_path, sequence=numbers)).export(tmp_path / "model")
+    for asked, message in (
+        ({"world": {"id": "Pendulum-v1", "max_steps": 11}}, r"knows 10 time steps, an episode here has up to 11; lower"),
+        ({"context": 8, "eval_context": 8}, r"sees 4 steps; lower sequence\.eval_context=8"),
+        ({"sample": True}, r"sequence\.sample: .* says one action"),
+    ):
+        with pytest.raises((ModelError, ConfigError), match=message):
+            make_player(job(tmp_path, sequence={**numbers, **asked}), tmp_path / "model")
 
 
 def test_rank_correlation_and_figures_by_hand() -> None:

@@ -17,9 +17,9 @@ import reasoner_ray.envs  # noqa: F401 - registers SourceTerm
 from reasoner_ray.envs.source_term.core import SourceTermBatch
 from reasoner_ray.envs.source_term.environment import SourceTerm, SourceTermVector
 from reasoner_ray.envs.source_term.plume import concentration
-from reasoner_ray.envs.source_term.render import write_gif
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
 from reasoner_ray.errors import ConfigError, EnvironmentFault
+from reasoner_ray.pictures import write_gif
 from reasoner_ray.seeds import derived_seeds
 
 VARIED = {"scene": {"wind": (1.0, 3.0), "direction": (0, 360), "z": (0, 2), "strength": (2, 9)}, "start": "random", "max_steps": 12}
