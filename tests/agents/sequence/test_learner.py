@@ -332,7 +332,7 @@ def test_players_and_ranks_as_actors(ray_cluster: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_collect_train_and_evaluate_from_the_command_line(tmp_path: Path) -> None:
     """The commands one after the other, on two ranks of ZeRO 1; the run is plotted."""
-    config = job(tmp_path, learner={"ranks": 2, "zero_stage": 1})
+    config = job(tmp_path, learner={"ranks": 2, "zero_stage": 1, "cpus": 0.5})
     file = tmp_path / "job.yaml"
     file.write_text(to_yaml(config))
     out = f"sequence.collect.out={tmp_path / 'more-v0'}"
