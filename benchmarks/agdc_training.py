@@ -1,7 +1,7 @@
 """Agents that end themselves against planners, in one table: AGDC with PPO, DQN and DDPG, ablations, and worlds outside the training.
 
-Jobs of jobs/agdc are trained with several seeds, one run after the other, seed by seed, so that a measurement cut short has complete
-comparisons. Each result plays the same fixed episodes in its own job's setting and, with --shifts, in others; so do the planners, once
+Jobs of jobs/agdc are trained with several seeds, seed by seed, so that a measurement cut short has complete comparisons; --parallel of
+them at a time. Each result plays the same fixed episodes in its own job's setting and, with --shifts, in others; so do the planners, once
 for each setting (moves, filter, rule) that occurs. Runs that are finished are looked at as they are, one that was interrupted goes on
 from its last checkpoint, and looks are kept in OUT/agdc-looks.json: the same command, started again, goes on where it was. A job with
 the rule `calibrated` is fitted first. Draws agdc_training.png: the learning curves, and what each policy reaches.
@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,10 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[dict[str
     """Table: world, policy (a job, or a planner in a job's setting), its looks, one a seed; and the runs."""
     table: dict[str, dict[str, list[dict[str, float]]]] = {}
     looks, runs = Looks(args.out / "agdc-looks.json", args.episodes), []
-    for seed in range(1, args.seeds + 1):
-        for job in args.jobs:
-            run = train(job, seed, args)
+    with ThreadPoolExecutor(args.parallel) as pool:
+        training = [(job, pool.submit(train, job, seed, args)) for seed in range(1, args.seeds + 1) for job in args.jobs]
+        for job, finished in training:
+            run = finished.result()
             runs.append(run)
             for world, agdc in worlds(load_config(run / "config.yaml").agdc, args.shifts).items():
                 found = looks.look(f"{run.name}, {world}", agdc, TrainedPolicy.load(run / "model", agdc))
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--shifts", nargs="*", default=[], choices=list(SHIFTS), help="also outside the range of training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--parallel", type=int, default=1, help="runs that train at the same time")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--name", default="agdc_training", help="of the record and the pictures")
     parser.add_argument("--set", nargs="*", default=[], help="overrides, for example trainer.steps=40")

@@ -161,6 +161,7 @@ class LearnerConfig(Section):
         "joint: a head that trains the model with it (kind prm, value)",
     )
     critic_hidden: tuple[int, ...] = (1024, 512)
+    critic_warmup: int = Field(0, ge=0, description="first training steps in which the critic alone learns, and the policy stays as it is")
     lora: LoraConfig | None = None
     cpus: float = Field(1, ge=0)
     torch_threads: int | None = Field(None, ge=1, description="CPU threads a rank; None: an even share of its node's cores")
@@ -286,9 +287,10 @@ def _impossible(c: JobConfig) -> list[str]:
     algorithm.settings(c.algorithm.settings)
     check_task(c.task)
     reward_terms(c.scoring, c.task)
+    warmup = _warmup_problems(c, algorithm)
     if c.kind != "rl":
-        return PROBLEMS.get(c.kind, supervised_problems)(c)
-    t, problems = c.trainer, [*_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
+        return [*warmup, *PROBLEMS.get(c.kind, supervised_problems)(c)]
+    t, problems = c.trainer, [*warmup, *_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
     problems += cut_problems("labels.separator", c.labels.separator)
     problems += _soft_critic_problems(c.learner, algorithm)
     if algorithm.needs_critic and c.learner.critic == "none":
@@ -335,6 +337,18 @@ def _rollout_problems(rollout: RolloutConfig) -> list[str]:
     if rollout.max_new_tokens >= rollout.max_context:
         problems.append("rollout.max_new_tokens: must be below rollout.max_context, or no room is left for a prompt")
     return problems
+
+
+def _warmup_problems(c: JobConfig, algorithm: Algorithm[Any]) -> list[str]:
+    """What ``_impossible`` says of steps in which only a critic learns."""
+    if not c.learner.critic_warmup:
+        return []
+    if c.kind not in ("rl", "rounds") or not (algorithm.needs_critic or algorithm.needs_soft_critic):
+        who = algorithm.name if c.kind == "rl" else f"kind {c.kind}"
+        return [f"learner.critic_warmup: {who} has no critic beside a policy; set learner.critic_warmup=0"]
+    if c.learner.critic_warmup >= c.trainer.steps:
+        return [f"learner.critic_warmup: the policy would never learn in trainer.steps={c.trainer.steps} steps; set it below"]
+    return []
 
 
 def _soft_critic_problems(learner: LearnerConfig, algorithm: Algorithm[Any]) -> list[str]:

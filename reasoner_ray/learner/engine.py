@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -171,13 +171,14 @@ class GradientEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world_size)
 
-    def step(self, lr_scale: float) -> float:
+    def step(self, lr_scale: float, held: Collection[str] = ()) -> float:
         """Clip and apply the gradient with every learning rate times ``lr_scale``; returns the norm before clipping.
 
-        Where the returned norm is not finite, nothing was applied; all ranks agree on it.
+        The groups named in ``held`` keep their weights; their moments gather all the same. Where the returned norm is not finite,
+        nothing was applied; all ranks agree on it.
         """
         for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * lr_scale
+            group["lr"] = 0.0 if group.get("name") in held else lr * lr_scale
         norm = math.nan
         if self.stage == 0:
             norm = float(nn.utils.clip_grad_norm_(self._trained, self._max_norm))

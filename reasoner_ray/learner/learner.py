@@ -233,7 +233,8 @@ class Learner:
         names = sorted(sums)
         shown = summarise(dict(zip(names, self.engine.reduce([sums[n] for n in names]), strict=True)))
         lr_scale = self._lr_scale(self._updates_done - 1)
-        rates = {"learner/lr": self.config.learner.lr * lr_scale, "learner/grad_norm": norm}
+        held = self._held(self._updates_done - 1)
+        rates = {"learner/lr": 0.0 if held else self.config.learner.lr * lr_scale, "learner/grad_norm": norm}
         if self._wants_values or self._wants_soft:
             rates["learner/critic_lr"] = self.config.learner.critic_lr * lr_scale
         return {f"learner/{name}": value for name, value in shown.items()} | rates
@@ -244,13 +245,18 @@ class Learner:
         if bad:
             self.engine.discard()
             self._stop_not_finite(step, micros, losses, math.nan)
-        norm = self.engine.step(self._lr_scale(self._updates_done))
+        norm = self.engine.step(self._lr_scale(self._updates_done), self._held(self._updates_done))
         if not math.isfinite(norm):
             self._stop_not_finite(step, micros, losses, norm)
         if self._wants_soft:
             self.engine.policy.move_target(self.algorithm.target_decay(self.settings))
         self._updates_done += 1
         return norm
+
+    def _held(self, update: int) -> tuple[str, ...]:
+        """The groups of parameters that optimiser step ``update`` leaves alone."""
+        learner = self.config.learner
+        return ("policy",) if update < learner.critic_warmup * learner.updates_per_step * learner.epochs else ()
 
     def _lr_scale(self, update: int) -> float:
         """Of optimiser step ``update``: it follows from its number and the job alone, so that a resumed run goes on with it."""

@@ -203,6 +203,23 @@ def test_learning_rates(job: Job, groups: Groups) -> None:
     assert all((m > 1e-3) == n.startswith("value_head") for n, m in moved.items() if "weight" in n), moved
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_critic_that_warms_up_leaves_the_policy_alone(stage: int, job: Job, groups: Groups) -> None:
+    learning = {"lr": 1e-3, "critic_lr": 1e-2, "critic_warmup": 1, "epochs": 2, "zero_stage": stage}
+    learner = Learner(job(algorithm={"name": "poad"}, learner=learning))
+
+    def moved_by_a_step() -> tuple[bool, bool, float]:
+        """Whether policy and critic changed, and the learning rate that was told."""
+        before = weights(learner)
+        metrics = learner.train_step(groups)
+        changed = {n for n, w in weights(learner).items() if not torch.equal(w, before[n])}
+        critics = {n for n in changed if n.startswith("value_head")}
+        return bool(changed - critics), bool(critics), metrics["learner/lr"]
+
+    assert moved_by_a_step() == (False, True, 0.0)
+    assert moved_by_a_step() == (True, True, pytest.approx(1e-3))
+
+
 @pytest.mark.parametrize("critic", ["shared", "frozen", "separate"])
 @pytest.mark.parametrize("stage", [0, 3])
 def test_critic_variants(critic: str, stage: int, job: Job, groups: Groups) -> None:
