@@ -96,7 +96,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[dict[str
     """Table: world, policy (a job, or a planner in a job's setting), its looks, one a seed; and the runs."""
     table: dict[str, dict[str, list[dict[str, float]]]] = {}
     looks, runs = Looks(args.out / "agdc-looks.json", args.episodes), []
-    with ThreadPoolExecutor(args.parallel) as pool:
+    pool = ThreadPoolExecutor(args.parallel)
+    try:
         training = [(job, pool.submit(train, job, seed, args)) for seed in range(1, args.seeds + 1) for job in args.jobs]
         for job, finished in training:
             run = finished.result()
@@ -104,6 +105,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[dict[str
             for world, agdc in worlds(load_config(run / "config.yaml").agdc, args.shifts).items():
                 found = looks.look(f"{run.name}, {world}", agdc, TrainedPolicy.load(run / "model", agdc))
                 table.setdefault(world, {}).setdefault(job, []).append(found)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the runs under way; the others must not begin
     settings: dict[str, str] = {}
     for job in args.jobs:
         own = load_config(args.out / f"agdc-{job.replace('_', '-')}-seed1" / "config.yaml").agdc
