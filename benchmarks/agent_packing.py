@@ -15,8 +15,9 @@ import torch
 from benchmarks._agents import Encoder, trajectories
 from benchmarks._record import alternate, ratios, record
 from benchmarks.prefix_packing import train
-from reasoner_ray.config import LearnerConfig, ModelConfig
+from reasoner_ray.config import ModelConfig
 from reasoner_ray.learner.model import load_policy
+from reasoner_ray.learner.settings import LearnerConfig
 from reasoner_ray.models import load_tokenizer, resolve_model
 from reasoner_ray.packing import pack
 

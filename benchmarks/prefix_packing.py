@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks._record import alternate, ratios, record
-from reasoner_ray.config import LearnerConfig, ModelConfig
+from reasoner_ray.config import ModelConfig
 from reasoner_ray.learner.model import PolicyModel, load_policy
+from reasoner_ray.learner.settings import LearnerConfig
 from reasoner_ray.packing import Batch, pack
 from reasoner_ray.trajectory import Trajectory, TrajectoryBuilder
 

@@ -1,16 +1,17 @@
-"""Does credit for tokens learn faster than credit for actions? POAD, NTPO, action-level PPO and ETPO side by side.
+"""Does credit for tokens learn faster than credit for actions? POAD, turn-level credit, NTPO, action-level PPO and ETPO side by side.
 
 Every run is `reasoner train JOB algorithm.name=... seed=N` in a process of its own, one after the other, in the order of
 the seeds, so that a benchmark cut short has complete comparisons. Equal for all: environment, model, prompts, episodes a
 step, learning rate, number of steps; each algorithm has the settings of SETTINGS. Success and return are those of the
-sampled training episodes (running mean over the last three steps), against environment steps and minutes; the greedy policy
-is evaluated on the training wording and on unseen ones. A run that is there already, finished, is not run again; with a larger
-`trainer.steps` it goes on from its last checkpoint.
+sampled training episodes (running mean over the last three steps), against environment steps and minutes; on the training wording
+and on unseen ones the greedy policy is evaluated, and at the end --episodes sampled episodes of each (the papers' figures). A run
+that is there already, finished, is not run again; with a larger `trainer.steps` it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from reasoner_ray.config import load_config
 from reasoner_ray.errors import ReasonerError
 from reasoner_ray.models import resolve_model
 from reasoner_ray.plot import plot_runs, running_mean
+from reasoner_ray.trainer.launch import evaluate
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 SETTINGS: dict[str, list[str]] = {
-    "poad": ["algorithm.name=poad"],
+    "poad": ["algorithm.name=poad", "algorithm.settings.lambda_token=0.95"],
+    "turn_level": ["algorithm.name=poad", "algorithm.settings.lambda_token=1"],
     "ntpo": ["algorithm.name=ntpo", "algorithm.settings.gamma_token={gamma}"],
     "ppo_action": ["algorithm.name=ppo_action"],
     "etpo": [
@@ -65,8 +68,18 @@ def run(job: Path, algorithm: str, seed: int, out: Path, extra: list[str]) -> Pa
     return config.run_dir
 
 
-def summarise(folder: Path) -> dict[str, Any]:
-    """A run's curves and last evaluation."""
+def sampled(folder: Path, episodes: int) -> dict[str, float]:
+    """Metrics of ``episodes`` sampled episodes a wording with a run's final weights; kept in its folder."""
+    file = folder / f"sampled-{episodes}.json"
+    if not file.is_file():
+        config = load_config(folder / "config.yaml", [f"trainer.eval_samples={episodes}", f"model.path={folder / 'model'}"])
+        file.write_text(json.dumps(evaluate(config)))
+    found: dict[str, float] = json.loads(file.read_text())
+    return found
+
+
+def summarise(folder: Path, episodes: int) -> dict[str, Any]:
+    """A run's curves and last evaluations."""
     records = read_jsonl(folder / METRICS_FILE)
     steps = [r for r in records if "episode/success" in r]
     evals = [r for r in records if r.get("eval/accuracy") is not None]
@@ -79,6 +92,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "minutes": steps[-1]["time/minutes"],
         "best_eval_return_greedy": max(r[_training(r, "discounted_return")] for r in evals),
         "eval": {key.removeprefix("eval/"): value for key, value in evals[-1].items() if key.startswith("eval/") and value is not None},
+        "sampled": {key.removeprefix("eval/"): value for key, value in sampled(folder, episodes).items()} if episodes else {},
         "curve": {
             key: [r[key] for r in steps]
             for key in ("episode/actions_in_all", "time/minutes", "episode/success", "episode/discounted_return", "learner/entropy")
@@ -112,6 +126,8 @@ def figures_of(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         labels = sorted({key for r in runs for key in r["eval"] if key.endswith("/discounted_return")})
         for key in labels:
             figures[f"{algorithm}_eval_{key}"] = [r["eval"][key] for r in runs]
+        for key in sorted(key for key in runs[0]["sampled"] if key.endswith(("discounted_return", "success"))):
+            figures[f"{algorithm}_sampled_eval_{key}"] = [r["sampled"][key] for r in runs]
         figures[f"{algorithm}_curves"] = [r["curve"] for r in runs]
     return figures
 
@@ -122,6 +138,7 @@ def main() -> None:
     parser.add_argument("--job", type=Path, default=ROOT / "jobs" / "agents" / "food_preparation.yaml")
     parser.add_argument("--algorithms", nargs="+", choices=sorted(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1")
+    parser.add_argument("--episodes", type=int, default=20, help="sampled episodes a wording at the end; 0: none")
     parser.add_argument("--out", type=Path, default=Path("runs/token_credit"), help="folder that holds the runs' folders")
     parser.add_argument("--overrides", nargs="*", default=[], help="for all runs, for example trainer.steps=20")
     args = parser.parse_args()
@@ -134,9 +151,15 @@ def main() -> None:
         for seed in range(args.seeds):
             for algorithm in args.algorithms:
                 folders.append(run(args.job, algorithm, seed, args.out, args.overrides))
-                results[algorithm].append(summarise(folders[-1]))
+                results[algorithm].append(summarise(folders[-1], args.episodes))
         name = f"token_credit_{args.job.stem}"
-        settings = {"seeds": args.seeds, "overrides": args.overrides, "differs": SETTINGS, "job": config.model_dump(mode="json")}
+        settings = {
+            "seeds": args.seeds,
+            "sampled_episodes_a_wording": args.episodes,
+            "overrides": args.overrides,
+            "differs": SETTINGS,
+            "job": config.model_dump(mode="json"),
+        }
         record(name, settings=settings, figures=figures_of(results))
         metrics = ["episode/success", "episode/discounted_return"]
         for x in ("actions", "minutes"):

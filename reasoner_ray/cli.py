@@ -57,8 +57,9 @@ def evaluate(
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="model to evaluate, for example runs/quickstart/model")] = None,
 ) -> None:
-    """Greedy accuracy on the job's held-out prompts: `reasoner eval jobs/quickstart.yaml --model runs/quickstart/model`.
+    """Accuracy on the job's held-out prompts: `reasoner eval jobs/quickstart.yaml --model runs/quickstart/model`.
 
+    Of one greedy answer each, or of trainer.eval_samples=N answers that are sampled as in training.
     Of kind prm and value: AUC and accuracy on held-out steps, and the first-error F1 of supervised.processbench. Of kind mat: the
     return of greedy episodes from fixed seeds with its 95 % interval, of RUN/model without --model; one is drawn into RUN/episode.gif.
     """

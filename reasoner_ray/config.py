@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ from reasoner_ray.agents.sequence.settings import SequenceConfig, sequence_numbe
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.labels.settings import LabelConfig
+from reasoner_ray.learner.settings import LearnerConfig, critic_problems
 from reasoner_ray.prm.settings import (
     ProcessRewardConfig,
     SupervisedConfig,
@@ -32,9 +33,6 @@ from reasoner_ray.rounds.settings import RoundsConfig, rounds_numbers, rounds_pr
 from reasoner_ray.search.settings import SearchConfig
 from reasoner_ray.section import Section
 from reasoner_ray.yaml_text import read_yaml, write_yaml
-
-if TYPE_CHECKING:
-    from reasoner_ray.algorithms import Algorithm
 
 Positive = Field(gt=0)
 
@@ -121,54 +119,6 @@ class AlgorithmConfig(Section):
     settings: dict[str, Any] = Field(default_factory=dict, description="see `reasoner algorithm NAME`")
 
 
-class LoraConfig(Section):
-    """Low-rank adapters (peft)."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-
-
-CriticKind = Literal["none", "shared", "frozen", "separate", "soft_q", "soft_q_frozen", "joint"]
-SOFT_CRITICS = ("soft_q", "soft_q_frozen")
-
-
-class LearnerConfig(Section):
-    """DeepSpeed learners."""
-
-    ranks: int = Field(1, ge=1, description="learner actors, one DeepSpeed rank each")
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    lr: float = Field(1e-6, gt=0)
-    critic_lr: float = Field(1e-5, gt=0)
-    warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rates rise linearly")
-    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="after the warm-up; cosine and linear fall to 0 over the optimiser steps of trainer.steps"
-    )
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    adam_eps: float = Field(1e-8, gt=0, description="in Adam's divisor: gradients far below it, such as rounding errors, move nothing")
-    max_grad_norm: float = Field(1.0, gt=0)
-    updates_per_step: int = Field(1, ge=1, description="optimiser steps a training step; divides tasks_per_step")
-    epochs: int = Field(1, ge=1, description="passes over a step's trajectories")
-    tokens_per_microbatch: int = Field(4096, ge=1, description="packed tokens of one forward and backward pass")
-    share_prefixes: bool = Field(True, description="compute tokens that trajectories share once (prefix-tree packing)")
-    gradient_checkpointing: bool = False
-    logprob_chunk: int = Field(1024, ge=1, description="positions whose logits exist at once")
-    critic: CriticKind = Field(
-        "shared",
-        description="value head: on the policy's (detached) hidden states, on the frozen initial model (POAD), or a model of its own; "
-        "soft_q: a Q network and its target, two more models (ETPO), soft_q_frozen: the same as two LM heads on the initial model; "
-        "joint: a head that trains the model with it (kind prm, value)",
-    )
-    critic_hidden: tuple[int, ...] = (1024, 512)
-    critic_warmup: int = Field(0, ge=0, description="first training steps in which the critic alone learns, and the policy stays as it is")
-    lora: LoraConfig | None = None
-    cpus: float = Field(1, ge=0)
-    torch_threads: int | None = Field(None, ge=1, description="CPU threads a rank; None: an even share of its node's cores")
-    collective_timeout_s: float = Field(600.0, gt=0, description="a collective that takes longer raises")
-    restart_limit: int = Field(3, ge=0)
-
-
 class SyncConfig(Section):
     """How weights reach the rollout engines."""
 
@@ -194,6 +144,7 @@ class TrainerConfig(Section):
     max_staleness: int = Field(0, ge=0, description="policy versions a trajectory may be behind when trained on; 0: on-policy")
     eval_every: int = Field(10, ge=0, description="steps between evaluations; 0: only at start and end")
     eval_tasks: int = Field(128, ge=0, description="held-out prompts; 0: no evaluation")
+    eval_samples: int = Field(0, ge=0, description="answers sampled as in training for each held-out prompt; 0: one greedy answer")
     checkpoint_every: int = Field(10, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
     keep_checkpoints: int = Field(2, ge=1)
     max_failed_groups: int = Field(8, ge=0, description="groups that may fail in a row (each is replaced) before the job ends")
@@ -207,6 +158,8 @@ class TrackingConfig(Section):
     project: str = "reasoner-ray"
     sample_rows: int = Field(4, ge=0, description="sample rollouts shown a logged step")
     terminal: Literal["auto", "rich", "plain", "off"] = "auto"
+    video: str = Field("episode.gif", pattern=r"^[^/]+\.(gif|mp4)$", description="of kinds mat, sequence: what `reasoner eval` draws")
+    video_every: int = Field(0, ge=0, description="of kind mat: evaluations between drawn ones (RUN/videos, W&B); 0: none in training")
 
     @field_validator("wandb", "terminal", mode="before")
     @classmethod
@@ -287,18 +240,10 @@ def _impossible(c: JobConfig) -> list[str]:
     algorithm.settings(c.algorithm.settings)
     check_task(c.task)
     reward_terms(c.scoring, c.task)
-    warmup = _warmup_problems(c, algorithm)
     if c.kind != "rl":
-        return [*warmup, *PROBLEMS.get(c.kind, supervised_problems)(c)]
-    t, problems = c.trainer, [*warmup, *_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
+        return [*critic_problems(c, algorithm), *PROBLEMS.get(c.kind, supervised_problems)(c)]
+    t, problems = c.trainer, [*critic_problems(c, algorithm), *_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
     problems += cut_problems("labels.separator", c.labels.separator)
-    problems += _soft_critic_problems(c.learner, algorithm)
-    if algorithm.needs_critic and c.learner.critic == "none":
-        problems.append(f"learner.critic: {algorithm.name} needs a critic; set learner.critic=shared, or take algorithm.name=grpo")
-    if not algorithm.needs_critic and c.learner.critic in ("frozen", "separate"):
-        problems.append(
-            f"learner.critic: {algorithm.name} has no critic, so {c.learner.critic!r} would only take memory; set learner.critic=none"
-        )
     if algorithm.needs_group and t.samples_per_task < 2:
         problems.append(f"trainer.samples_per_task: {algorithm.name} compares the samples of a group, so it needs at least 2")
     if t.tasks_per_step % c.learner.updates_per_step:
@@ -311,10 +256,6 @@ def _impossible(c: JobConfig) -> list[str]:
             f"learner.ranks: {t.tasks_per_step // c.learner.updates_per_step} groups an update cannot be shared evenly by "
             f"{c.learner.ranks} ranks; make trainer.tasks_per_step a multiple of learner.ranks * learner.updates_per_step"
         )
-    if c.learner.critic == "joint":
-        problems.append("learner.critic: 'joint' is the head of kind prm and value; a policy learns beside learner.critic=shared")
-    if c.learner.critic == "separate" and c.learner.lora is not None:
-        problems.append("learner.critic: 'separate' trains a second full model; with learner.lora take 'frozen' or 'shared'")
     return problems
 
 
@@ -336,40 +277,6 @@ def _rollout_problems(rollout: RolloutConfig) -> list[str]:
         )
     if rollout.max_new_tokens >= rollout.max_context:
         problems.append("rollout.max_new_tokens: must be below rollout.max_context, or no room is left for a prompt")
-    return problems
-
-
-def _warmup_problems(c: JobConfig, algorithm: Algorithm[Any]) -> list[str]:
-    """What ``_impossible`` says of steps in which only a critic learns."""
-    if not c.learner.critic_warmup:
-        return []
-    if c.kind not in ("rl", "rounds") or not (algorithm.needs_critic or algorithm.needs_soft_critic):
-        who = algorithm.name if c.kind == "rl" else f"kind {c.kind}"
-        return [f"learner.critic_warmup: {who} has no critic beside a policy; set learner.critic_warmup=0"]
-    if c.learner.critic_warmup >= c.trainer.steps:
-        return [f"learner.critic_warmup: the policy would never learn in trainer.steps={c.trainer.steps} steps; set it below"]
-    return []
-
-
-def _soft_critic_problems(learner: LearnerConfig, algorithm: Algorithm[Any]) -> list[str]:
-    """What ``_impossible`` says of a soft critic."""
-    soft = learner.critic in SOFT_CRITICS
-    if algorithm.needs_soft_critic and not soft:
-        return [f"learner.critic: {algorithm.name} learns a Q of tokens, not a value; set learner.critic=soft_q (or soft_q_frozen)"]
-    if not soft:
-        return []
-    problems = []
-    if not algorithm.needs_soft_critic:
-        problems.append(
-            f"learner.critic: {learner.critic!r} is the critic of etpo, which {algorithm.name} does not read; "
-            f"set learner.critic={'shared' if algorithm.needs_critic else 'none'}"
-        )
-    if learner.lora is not None and learner.critic == "soft_q":
-        problems.append("learner.lora: 'soft_q' trains a second full model; set learner.critic=soft_q_frozen, or learner.lora=null")
-    if learner.zero_stage == 3:
-        problems.append(
-            f"learner.zero_stage: the target of {learner.critic!r} averages whole parameters, which stage 3 splits; take 2 or below"
-        )
     return problems
 
 

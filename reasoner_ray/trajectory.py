@@ -52,6 +52,7 @@ class Span:
     agent: int = 0
     context_start: int = 0
     choice: Choice | None = None  # the list that a model span was chosen from; None: free text
+    duration: int = 1  # environment steps that a model span's action took; what follows is discounted by as many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +168,14 @@ class TrajectoryBuilder:
                 return
         raise ValueError("a reward needs an action before it")
 
+    def set_duration(self, steps: int) -> None:
+        """Say how many steps of the environment the last action took. Raises ``ValueError`` where there is none."""
+        for i in range(len(self._spans) - 1, -1, -1):
+            if self._spans[i].kind == "model":
+                self._spans[i] = replace(self._spans[i], duration=steps)
+                return
+        raise ValueError("a duration needs an action before it")
+
     def build(self, status: Status = Status.FINISHED, **info: Any) -> Trajectory:
         """The finished trajectory."""
         return Trajectory(
@@ -210,6 +219,7 @@ class TokenStreams:
     trajectory_end: torch.Tensor  # bool [K]; last trainable token of its trajectory
     group_index: torch.Tensor  # int64 [n]; which group a trajectory belongs to
     truncated: torch.Tensor  # bool [n]; cut by a limit, so the value after the last token may be bootstrapped
+    durations: torch.Tensor | None = None  # float32 [K]; environment steps that the token's action took; None: 1 each
     values: torch.Tensor | None = None  # float32 [K]; V(state that predicts the token)
     bootstrap: torch.Tensor | None = None  # float32 [n]; V(state after the last token), 0 where terminal
     old_logprobs: torch.Tensor | None = None  # float32 [K]; log pi_old, learner's, before the update
@@ -235,7 +245,7 @@ class TokenStreams:
 
 def flatten(trajectories: Sequence[Trajectory]) -> TokenStreams:
     """The trainable tokens of ``trajectories`` as flat streams (CPU tensors)."""
-    rewards, behaviour, owner, action, action_end, trajectory_end = [], [], [], [], [], []
+    rewards, behaviour, owner, action, action_end, trajectory_end, durations = [], [], [], [], [], [], []
     groups: dict[str, int] = {}
     next_action = 0
     for i, trajectory in enumerate(trajectories):
@@ -245,6 +255,7 @@ def flatten(trajectories: Sequence[Trajectory]) -> TokenStreams:
         for s, span in enumerate(trajectory.spans):
             span_of[span.start : span.end] = s
         spans = span_of[positions]
+        durations.append(np.array([span.duration for span in trajectory.spans])[spans] if len(positions) else np.zeros(0))
         starts = np.diff(spans, prepend=-1) != 0
         numbers = next_action + np.cumsum(starts) - 1
         next_action += int(starts.sum())
@@ -267,4 +278,5 @@ def flatten(trajectories: Sequence[Trajectory]) -> TokenStreams:
         trajectory_end=join(trajectory_end, torch.bool),
         group_index=torch.tensor([groups[t.group_id] for t in trajectories], dtype=torch.int64),
         truncated=torch.tensor([t.status is Status.TRUNCATED for t in trajectories], dtype=torch.bool),
+        durations=join(durations, torch.float32),
     )

@@ -46,6 +46,7 @@ def test_every_job_loads_and_dry_runs(job: Path) -> None:
         (["trainer.tasks_per_step=6", "learner.ranks=4"], r"learner\.ranks: 6 groups .* 4 ranks"),
         (["rollout.max_new_tokens=2000"], r"rollout\.max_new_tokens: must be below rollout\.max_context"),
         (["algorithm.name=grpo", "learner.critic=none", "learner.critic_warmup=1"], r"learner\.critic_warmup: grpo has no critic"),
+        (["algorithm.name=grpo", "learner.critic=none", "learner.max_kl=0.1"], r"learner\.max_kl: grpo has no critic"),
         (["kind=sft", "learner.critic_warmup=1"], r"learner\.critic_warmup: kind sft has no critic"),
         (["learner.critic_warmup=20"], r"learner\.critic_warmup: the policy would never learn in trainer\.steps=20"),
         (["learner.critic=separate", "learner.lora={rank: 8}"], r"learner\.critic: 'separate'"),

@@ -97,7 +97,7 @@ class WorkerPool:
         self._actors: list[Any] = []
         self._deaths = [0] * config.rollout.workers
         self._published: Sequence[Ref] = ()
-        self._team: TeamSpec | None = None
+        self._teams: list[TeamSpec] = []
 
     @property
     def restarts(self) -> int:
@@ -107,15 +107,15 @@ class WorkerPool:
     @property
     def team(self) -> TeamSpec:
         """What the workers' agents see and do. Raises ``RuntimeError`` before ``start``."""
-        if self._team is None:
+        if not self._teams:
             raise RuntimeError("the workers have not started")
-        return self._team
+        return self._teams[0]
 
     async def start(self) -> None:
         """Start every worker. Raises ``ReasonerError``."""
         self._actors = [self._new(index) for index in range(self._config.rollout.workers)]
         try:
-            self._team = (await asyncio.gather(*(self._begin(actor) for actor in self._actors)))[0]
+            self._teams = list(await asyncio.gather(*(self._begin(actor) for actor in self._actors)))
         except RayActorError as error:
             raise EnvironmentProblem(f"a rollout worker died at its start: {error}") from error
 
@@ -126,9 +126,7 @@ class WorkerPool:
 
     async def evaluate(self, seeds: Sequence[int], *args: Any) -> list[Episode]:
         """One greedy episode from each seed, in their order; ``args`` are passed on to the workers."""
-        n = len(self._actors)
-        shares = await asyncio.gather(*(self._call(i, "evaluate", seeds[i::n], *args) for i in range(n) if len(seeds[i::n])))
-        return [shares[k % n][k // n] for k in range(len(seeds))]
+        return await self._evaluate_on(range(len(self._actors)), seeds, *args)
 
     async def process_ids(self) -> list[int]:
         """Of the workers."""
@@ -181,6 +179,13 @@ class WorkerPool:
             except RayActorError as error:
                 await self._replace(index, error)
                 args = args if again is None else tuple(again)
+
+    async def _evaluate_on(self, workers: Sequence[int], seeds: Sequence[int], *args: Any) -> list[Episode]:
+        """One greedy episode from each seed, in their order, shared by some of the workers."""
+        n = len(workers)
+        calls = (self._call(worker, "evaluate", seeds[i::n], *args) for i, worker in enumerate(workers) if len(seeds[i::n]))
+        shares = await asyncio.gather(*calls)
+        return [shares[k % n][k // n] for k in range(len(seeds))]
 
     async def _call(self, index: int, method: str, *args: Any) -> Any:
         while True:

@@ -18,7 +18,6 @@ from reasoner_ray.trainer.tracking import Tracker
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
 
-GIF = "episode.gif"
 FIRST_EVAL_SEED = 1_000_000_000
 """Episodes of evaluation have the seeds from here on, in every job."""
 

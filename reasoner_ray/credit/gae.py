@@ -7,6 +7,9 @@ With V_k the value of the state that predicts token k, over the trainable tokens
 where (gamma_k, lambda_k) is (gamma_action, lambda_action) on the last token of an action and
 (gamma_token, lambda_token) inside one. Settings of it: POAD's BAD backup (1, g, l, l), naive token-level PPO
 (g, g, l, l), turn-level (1, g, 1, l); an action of one token is classic GAE (Schulman et al. 2016, eq. 16).
+Where an action took d steps of the environment, gamma_k at its end is gamma_action^d: the discount of the semi-Markov
+process (Sutton, Precup and Singh 1999, eq. 11; TWOSOME in Overcooked), so that what is trained is the return that is
+reported. POAD's public code discounts each macro action once, whose optimum is another policy.
 Environment tokens are not in the stream, so credit crosses them without decay.
 """
 
@@ -46,7 +49,10 @@ def hierarchical_gae(
     if streams.values is None:
         raise ValueError("hierarchical GAE needs streams.values: the learner has no critic")
     values = streams.values.double()
-    gamma = torch.where(streams.action_end, gamma_action, gamma_token).double()
+    between = torch.full_like(values, gamma_action)
+    if streams.durations is not None:
+        between = between ** streams.durations.double()
+    gamma = torch.where(streams.action_end, between, gamma_token)
     lambda_ = torch.where(streams.action_end, lambda_action, lambda_token).double()
     next_values = torch.cat([values[1:], values.new_zeros(min(1, len(values)))])
     next_values = torch.where(streams.trajectory_end, _values_after_end(streams, bootstrap_truncated), next_values)
@@ -76,6 +82,7 @@ def action_streams(streams: TokenStreams) -> TokenStreams:
         trajectory_index=streams.trajectory_index[last],
         action_index=streams.action_index[last],
         action_end=last[last],
+        durations=None if streams.durations is None else streams.durations[last],
         trajectory_end=streams.trajectory_end[last],
         values=None if streams.values is None else streams.values[first],
         old_logprobs=None if streams.old_logprobs is None else summed(streams.old_logprobs),

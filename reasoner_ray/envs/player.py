@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -81,6 +81,7 @@ class StepResult:
     success: bool
     invalid: bool  # it did not understand the action
     metrics: dict[str, float]  # finite numbers it reports of itself
+    duration: int = 1  # of its steps that the action took: a macro action takes several
 
 
 class EnvironmentFailure(Exception):
@@ -229,6 +230,7 @@ def _read(observation: Any, reward: Any, terminated: Any, truncated: Any, info: 
         success=_flag('info["success"]', info.get("success", False)),
         invalid=_flag('info["invalid"]', info.get("invalid", False)),
         metrics=_metrics(info.get("metrics", {})),
+        duration=_duration(info.get("duration", 1)),
     )
 
 
@@ -276,6 +278,12 @@ def _actions(value: Any) -> list[str] | None:
     if len(set(actions)) != len(actions):
         raise EnvironmentFailure("bad_result", f'info["admissible"] holds an action twice: {max(actions, key=actions.count)!r}')
     return actions
+
+
+def _duration(value: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise EnvironmentFailure("bad_result", f'info["duration"] is {value!r}, not a number of steps')
+    return int(value)
 
 
 def _metrics(value: Any) -> dict[str, float]:

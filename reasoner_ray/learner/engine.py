@@ -24,7 +24,7 @@ from reasoner_ray.learner.model import Outputs, PolicyModel
 from reasoner_ray.settings import set_learner_environment
 
 if TYPE_CHECKING:
-    from reasoner_ray.config import LearnerConfig
+    from reasoner_ray.learner.settings import LearnerConfig
     from reasoner_ray.packing import Batch
 
 REDUCE_BUCKET = 50_000_000

@@ -229,34 +229,35 @@ class Learner:
             self.engine.backward(result.loss, last=i == len(micros) - 1)
             losses.append(float(result.loss.detach()))
             sums.update({key: float(value) for key, value in result.metrics.items()})
-        norm = self._apply(step, micros, losses)
         names = sorted(sums)
         shown = summarise(dict(zip(names, self.engine.reduce([sums[n] for n in names]), strict=True)))
+        held = self._holds_policy(shown.get("approx_kl", 0.0))
+        norm = self._apply(step, micros, losses, held=held)
         lr_scale = self._lr_scale(self._updates_done - 1)
-        held = self._held(self._updates_done - 1)
         rates = {"learner/lr": 0.0 if held else self.config.learner.lr * lr_scale, "learner/grad_norm": norm}
         if self._wants_values or self._wants_soft:
-            rates["learner/critic_lr"] = self.config.learner.critic_lr * lr_scale
+            rates |= {"learner/critic_lr": self.config.learner.critic_lr * lr_scale, "learner/policy_held": float(held)}
         return {f"learner/{name}": value for name, value in shown.items()} | rates
 
-    def _apply(self, step: _Step, micros: list[_Micro], losses: list[float]) -> float:
-        """The optimiser step, unless something is not finite on any rank; returns the gradient norm."""
+    def _holds_policy(self, approx_kl: float) -> bool:
+        """Whether the next optimiser step leaves the policy as it is: its critic warms up, or it has gone far enough in this step."""
+        learner = self.config.learner
+        warming = self._updates_done < learner.critic_warmup * learner.updates_per_step * learner.epochs
+        return warming or (learner.max_kl is not None and approx_kl > learner.max_kl)
+
+    def _apply(self, step: _Step, micros: list[_Micro], losses: list[float], *, held: bool) -> float:
+        """The optimiser step (``held``: of the critic alone), unless something is not finite on any rank; returns the gradient norm."""
         (bad,) = self.engine.reduce([float(not all(map(math.isfinite, losses)))], dist.ReduceOp.MAX)
         if bad:
             self.engine.discard()
             self._stop_not_finite(step, micros, losses, math.nan)
-        norm = self.engine.step(self._lr_scale(self._updates_done), self._held(self._updates_done))
+        norm = self.engine.step(self._lr_scale(self._updates_done), held=("policy",) if held else ())
         if not math.isfinite(norm):
             self._stop_not_finite(step, micros, losses, norm)
         if self._wants_soft:
             self.engine.policy.move_target(self.algorithm.target_decay(self.settings))
         self._updates_done += 1
         return norm
-
-    def _held(self, update: int) -> tuple[str, ...]:
-        """The groups of parameters that optimiser step ``update`` leaves alone."""
-        learner = self.config.learner
-        return ("policy",) if update < learner.critic_warmup * learner.updates_per_step * learner.epochs else ()
 
     def _lr_scale(self, update: int) -> float:
         """Of optimiser step ``update``: it follows from its number and the job alone, so that a resumed run goes on with it."""

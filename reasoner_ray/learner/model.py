@@ -33,7 +33,8 @@ from reasoner_ray.models import resolve_dtype, resolve_model
 from reasoner_ray.packing import Batch
 
 if TYPE_CHECKING:  # the model side needs torch and transformers alone
-    from reasoner_ray.config import CriticKind, LearnerConfig, LoraConfig, ModelConfig
+    from reasoner_ray.config import ModelConfig
+    from reasoner_ray.learner.settings import CriticKind, LearnerConfig, LoraConfig
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModel
 
-from reasoner_ray.config import LearnerConfig, ModelConfig
+from reasoner_ray.config import ModelConfig
 from reasoner_ray.errors import ModelError, ScoringError
 from reasoner_ray.learner.attention import TREE_ATTENTION, TreeMask
 from reasoner_ray.learner.model import load_policy
+from reasoner_ray.learner.settings import LearnerConfig
 from reasoner_ray.models import load_tokenizer, resolve_dtype, resolve_model
 from reasoner_ray.packing import pack, unpack
 from reasoner_ray.prm.incremental import Rows

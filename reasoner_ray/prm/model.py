@@ -10,10 +10,11 @@ from typing import Literal, Protocol
 
 import torch
 
-from reasoner_ray.config import LearnerConfig, ModelConfig
+from reasoner_ray.config import ModelConfig
 from reasoner_ray.errors import ScoringError
 from reasoner_ray.learner.heads import read_head_info
 from reasoner_ray.learner.model import load_policy
+from reasoner_ray.learner.settings import LearnerConfig
 from reasoner_ray.models import read_config, resolve_model
 from reasoner_ray.packing import pack, unpack
 from reasoner_ray.prm.incremental import PieceMemory, Rows, prefix_digests, score_rows

@@ -96,6 +96,7 @@ class _Episode:
             texts.append(await act(self, result))
             self.turns[-1] += self.builder.tokens[before:]
             result = await self.host.step(texts[-1])
+            self.builder.set_duration(result.duration)
             reward = result.reward - (context.agent.invalid_penalty if result.invalid else 0.0)
             if reward:
                 self.builder.add_reward(reward)

@@ -251,8 +251,9 @@ class RolloutPool:
                 self._notify()
 
     async def evaluate(self, items: Sequence[Item]) -> list[GroupResult]:
-        """Greedy answers, one group of one trajectory per result entry, in the order of ``items``."""
-        calls = [self.submit(item, f"eval-{item.id}", 1, "eval") for item in items]
+        """Greedy answers, or ``trainer.eval_samples`` sampled ones, one group an item, in the order of ``items``."""
+        samples = self.config.trainer.eval_samples or 1
+        calls = [self.submit(item, f"eval-{item.id}", samples, "eval") for item in items]
         return list(await asyncio.gather(*(self.finish(call) for call in calls)))
 
     async def probe(self, items: Sequence[Item]) -> Any:

@@ -69,8 +69,8 @@ class RolloutWorker:
     async def run_group(self, item: Item, group_id: str, n: int, mode: Mode = "train") -> tuple[list[Trajectory], dict[str, Any]]:
         """``n`` trajectories for ``item`` and a small summary of them (see ``summarise``).
 
-        ``mode`` eval is greedy; probe is short. Raises ``DataError`` for an item that cannot be rendered,
-        ``RequestAborted`` where the engine was told to drop its requests.
+        ``mode`` eval is greedy, unless ``trainer.eval_samples`` are asked for; probe is short. Raises ``DataError`` for an item that
+        cannot be rendered, ``RequestAborted`` where the engine was told to drop its requests.
         """
         arrive, aborts = self._once_arrived(), self._aborts
 
@@ -117,7 +117,7 @@ class RolloutWorker:
         rollout = self.config.rollout
         stop = rollout.stop or self._task.stop
         sampling = Sampling(max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, stop=tuple(stop))
-        if mode == "eval":
+        if mode == "eval" and not self.config.trainer.eval_samples:
             return replace(sampling, temperature=0.0)
         if mode == "probe":
             return replace(sampling, max_new_tokens=min(PROBE_TOKENS, rollout.max_new_tokens))
@@ -137,8 +137,9 @@ class RolloutWorker:
         return arrive
 
     async def evaluate(self, items: Sequence[Item]) -> tuple[list[Trajectory], list[dict[str, Any]]]:
-        """One greedy trajectory an item, in the order of ``items``, and their summaries."""
-        results = await asyncio.gather(*(self._run(item, f"eval-{item.id}", 1, "eval") for item in items))
+        """One greedy trajectory an item (or ``trainer.eval_samples`` sampled ones), in the order of ``items``, and their summaries."""
+        samples = self.config.trainer.eval_samples or 1
+        results = await asyncio.gather(*(self._run(item, f"eval-{item.id}", samples, "eval") for item in items))
         return [t for trajectories, _ in results for t in trajectories], [summary for _, summary in results]
 
     async def probe(self, items: Sequence[Item]) -> list[Trajectory]:

@@ -351,7 +351,7 @@ class TrainerDriver:
     # -- evaluation and metrics ----------------------------------------------------------------------------
 
     async def _evaluate(self) -> None:
-        """Greedy answers on the held-out prompts."""
+        """Answers on the held-out prompts."""
         items = self.parts.eval_items
         if items:
             with self.watch.phase("eval"):

@@ -48,7 +48,7 @@ def group_row(index: int, item: Item, result: GroupResult) -> dict[str, Any]:
 
 
 def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
-    """Accuracy (mean reward of greedy answers) over held-out items; an item whose scorer failed is counted apart, not as 0.
+    """Accuracy (mean reward of the answers) over held-out items; an item whose scorer failed is counted apart, not as 0.
 
     Where the reward is a sum of terms, ``eval/TERM`` tells the share of right answers from what form or length earned.
     Items of several labels (wordings of an environment, say) are also shown label by label.

@@ -18,6 +18,7 @@ __all__ = ["SampleRow", "Tracker"]
 
 SAMPLES_FILE = "samples.jsonl"
 GROUPS_FILE = "groups.jsonl"
+VIDEOS_FOLDER = "videos"
 EVENTS_FILE = "events.jsonl"
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 MINUTES = "time/minutes"
@@ -99,6 +100,18 @@ class Tracker:
         if self._wandb is not None:
             columns = ["step", "prompt", "answer", "reward", "status", "gold"]
             self._wandb.put_table(step, "samples", columns, [[step, r.prompt, r.answer, r.reward, r.status, str(r.gold)] for r in chosen])
+
+    def video(self, step: int, name: str, file: str, content: bytes) -> None:
+        """An episode of ``step``, kept as ``videos/FILE`` and shown in W&B as ``name``; ``content`` is a GIF or MP4, as ``file`` ends."""
+        path = self._run_dir / VIDEOS_FOLDER / file
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+        self._save(write)
+        if self._wandb is not None and path.is_file():
+            self._wandb.put_video(step, name, path)
 
     def groups(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """The groups that ``step`` was trained on, a line each in ``groups.jsonl``: every group of the run is there once."""

@@ -57,6 +57,7 @@ class Row(NamedTuple):
     step: int
     values: dict[str, Any]
     tables: dict[str, tuple[list[str], list[list[Any]]]]  # name -> (columns, rows)
+    videos: dict[str, Path]  # name -> a GIF or MP4
 
 
 class WandbWriter:
@@ -94,11 +95,15 @@ class WandbWriter:
 
     def put(self, step: int, values: dict[str, Any]) -> None:
         """Queue values for ``step``."""
-        self._queue.put(Row(step, values, {}))
+        self._queue.put(Row(step, values, {}, {}))
 
     def put_table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Queue a table for ``step``."""
-        self._queue.put(Row(step, {}, {name: (columns, rows)}))
+        self._queue.put(Row(step, {}, {name: (columns, rows)}, {}))
+
+    def put_video(self, step: int, name: str, path: Path) -> None:
+        """Queue a video file for ``step``; it must stay where it is."""
+        self._queue.put(Row(step, {}, {}, {name: path}))
 
     def finish(self, exit_code: int) -> str:
         """Close the run; returns the line that tells where it is. Waits for the network ``FINISH_TIMEOUT_S`` at most, twice."""
@@ -175,8 +180,9 @@ class WandbWriter:
             return
         self._next_step = row.step
         tables = {name: wandb.Table(columns=columns, data=rows) for name, (columns, rows) in row.tables.items()}
+        videos = {name: wandb.Video(str(path)) for name, path in row.videos.items()}
         # An explicit step: what arrives for the same step becomes one row, and no later session can go backwards.
-        self._run.log({**row.values, **tables}, step=row.step)
+        self._run.log({**row.values, **tables, **videos}, step=row.step)
 
     def _close(self, exit_code: int) -> None:
         try:

@@ -15,15 +15,24 @@ Actions = Sequence[tuple[int, float]]
 
 
 def make_trajectory(
-    actions: Actions, *, name: str = "t", group: str = "g", prompt: int = 2, observation: int = 1, status: Status = Status.FINISHED
+    actions: Actions,
+    *,
+    name: str = "t",
+    group: str = "g",
+    prompt: int = 2,
+    observation: int = 1,
+    status: Status = Status.FINISHED,
+    durations: Sequence[int] = (),
 ) -> Trajectory:
-    """A prompt, then each action followed by ``observation`` environment tokens that carry no reward."""
+    """A prompt, then each action followed by ``observation`` environment tokens that carry no reward; durations are 1 where not given."""
     builder = TrajectoryBuilder(id=name, group_id=group, task="test")
     builder.add_env([1] * prompt)
     for turn, (length, reward) in enumerate(actions):
         builder.add_model([2] * length, [-0.5] * length, [0] * length, turn=turn)
         builder.add_env([3] * observation, turn=turn)
         builder.add_reward(reward)
+        if turn < len(durations):
+            builder.set_duration(durations[turn])
     return builder.build(status)
 
 
@@ -73,6 +82,7 @@ def trajectory_lists(draw: st.DrawFn, max_size: int = 5) -> list[Trajectory]:
             group=draw(st.sampled_from("ab")),
             observation=draw(st.integers(0, 3)),
             status=draw(st.sampled_from([Status.FINISHED, Status.TRUNCATED])),
+            durations=draw(st.lists(st.integers(0, 4), max_size=5)),
         )
         for i in range(draw(st.integers(1, max_size)))
     ]

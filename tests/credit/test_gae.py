@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoner_ray.credit import Credit, action_streams, hierarchical_gae
-from reasoner_ray.trajectory import Status, TokenStreams, Trajectory
+from reasoner_ray.envs.text.overcooked import TomatoSalad
+from reasoner_ray.trajectory import Status, TokenStreams, Trajectory, TrajectoryBuilder, flatten
 from tests.credit.streams import action_lists, make_streams, make_trajectory, random_streams, trajectory_lists
 
 unit = st.floats(0, 1, width=32)
@@ -48,9 +52,10 @@ def double_loop(
         for span in reversed(spans):
             for j in reversed(range(span.start, span.end)):
                 level = 1 if j == span.end - 1 else 0
+                discount = gamma[1] ** span.duration if level else gamma[0]
                 value = values[start + k]
-                delta = float(trajectory.rewards[j]) + gamma[level] * next_value - value
-                next_advantage = delta + gamma[level] * lambda_[level] * next_advantage
+                delta = float(trajectory.rewards[j]) + discount * next_value - value
+                next_advantage = delta + discount * lambda_[level] * next_advantage
                 advantages[k], next_value = next_advantage, value
                 k -= 1
         out += advantages
@@ -70,6 +75,33 @@ def test_ntpo_by_hand() -> None:
     streams = make_streams(make_trajectory([(2, 1.0), (1, 2.0)]), values=[1.0, 2.0, 4.0])
     # end of action 1: 1 + .5*4 - 2 + .25*-2 = .5; inside it: .5*2 - 1 = 0, plus .25*.5
     assert gae(streams, 0.5, 0.5, 0.5, 0.5).advantages.tolist() == [0.125, 0.5, -2.0]
+
+
+def test_an_action_of_several_steps_by_hand() -> None:
+    """Discounted by as many: the semi-Markov return."""
+    streams = make_streams(make_trajectory([(2, 1.0), (1, 2.0)], durations=[3, 2]), values=[1.0, 2.0, 4.0])
+    # last: 2 - 4; end of action 1: 1 + .5^3*4 - 2 = -.5, plus .5^3*.25*-2; inside it: 2 - 1 = 1, plus .5 of that
+    assert gae(streams, 1.0, 0.5, 0.5, 0.25).advantages.tolist() == [0.71875, -0.5625, -2.0]
+    per_action = action_streams(streams)
+    assert gae(per_action, 1.0, 0.5, 1.0, 0.25).advantages.tolist() == [1 + 0.125 * 4 - 1 + 0.125 * 0.25 * -2, -2.0]
+
+
+def test_what_is_trained_is_the_return_that_an_environment_of_macro_actions_reports() -> None:
+    """Tomato Salad discounts single steps: the outcome of its first action (no critic, lambda 1) is the return of the episode."""
+    env, source = TomatoSalad(), random.Random(3)
+    for seed in range(20):
+        _, info = env.reset(seed=seed)
+        builder, done = TrajectoryBuilder(id="t", group_id="g", task="test"), False
+        builder.add_env([1])
+        while not done:
+            _, reward, terminated, truncated, info = env.step(source.choice(info["admissible"]))
+            builder.add_model([2, 2], [-0.5] * 2, [0] * 2)
+            builder.set_duration(info["duration"])
+            builder.add_reward(reward)
+            done = terminated or truncated
+        streams = replace(flatten([builder.build()]), values=torch.zeros(builder.build().trainable_tokens))
+        trained = gae(streams, 1.0, env.discount, 1.0, 1.0).advantages[0]
+        assert float(trained) == pytest.approx(info["metrics"]["discounted_return"], abs=1e-5)
 
 
 def test_truncation_continues_with_the_bootstrap_value_only_where_asked() -> None:
@@ -123,7 +155,9 @@ def test_deltas_of_an_action_telescope_with_gamma_token_one(trajectories: list[T
     after = torch.cat([per_action.values[1:], torch.zeros(1)])
     after[per_action.trajectory_end] = 0.0
     starts = torch.cat([torch.ones(1, dtype=torch.bool), streams.action_end[:-1]])
-    torch.testing.assert_close(advantages[starts], per_action.rewards + gamma * after - per_action.values, atol=1e-5, rtol=1e-5)
+    assert per_action.durations is not None
+    expected = per_action.rewards + gamma**per_action.durations * after - per_action.values
+    torch.testing.assert_close(advantages[starts], expected, atol=1e-5, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)

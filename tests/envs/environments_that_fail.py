@@ -32,6 +32,8 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "actions as text": ("o", 1.0, False, False, {"admissible": "go"}),
     "actions as numbers": ("o", 1.0, False, False, {"admissible": [1, 2]}),
     "blank action": ("o", 1.0, False, False, {"admissible": ["go", " "]}),
+    "duration below 0": ("o", 1.0, False, False, {"admissible": ["go", "stay"], "duration": -1}),
+    "half a step": ("o", 1.0, False, False, {"admissible": ["go", "stay"], "duration": 0.5}),
     "action twice": ("o", 1.0, False, False, {"admissible": ["go", "stay", "go"]}),
     "success as number": ("o", 1.0, False, False, {"success": 3}),
     "metrics as list": ("o", 1.0, False, False, {"metrics": [1]}),

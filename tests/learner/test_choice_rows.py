@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from reasoner_ray.choices import Choice
-from reasoner_ray.config import LearnerConfig, ModelConfig
+from reasoner_ray.config import ModelConfig
 from reasoner_ray.learner.model import PolicyModel, load_policy
+from reasoner_ray.learner.settings import LearnerConfig
 from reasoner_ray.packing import pack, unpack
 from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder, flatten
 

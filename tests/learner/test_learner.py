@@ -220,6 +220,24 @@ def test_a_critic_that_warms_up_leaves_the_policy_alone(stage: int, job: Job, gr
     assert moved_by_a_step() == (True, True, pytest.approx(1e-3))
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_policy_that_has_gone_far_enough_waits_for_its_critic(stage: int, job: Job, groups: Groups) -> None:
+    """max_kl: the first pass is at KL 0 and moves the policy; at the second it is away, and the critic alone goes on."""
+
+    def after(**learning: object) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        learner = Learner(job(algorithm={"name": "poad"}, learner={"lr": 1e-3, "critic_lr": 1e-2, "zero_stage": stage, **learning}))
+        return (metrics := learner.train_step(groups)) and weights(learner), metrics
+
+    once, _ = after(epochs=1)
+    held, metrics = after(epochs=2, max_kl=1e-9)
+    twice, free = after(epochs=2, max_kl=100.0)
+    critic = {name for name in once if name.startswith("value_head")}
+    assert_same({n: w for n, w in held.items() if n not in critic}, {n: w for n, w in once.items() if n not in critic}, 0)
+    assert all(not torch.equal(held[n], once[n]) for n in critic if "weight" in n)
+    assert any(not torch.equal(twice[n], once[n]) for n in once if n not in critic)
+    assert (metrics["learner/policy_held"], free["learner/policy_held"]) == (0.5, 0.0)
+
+
 @pytest.mark.parametrize("critic", ["shared", "frozen", "separate"])
 @pytest.mark.parametrize("stage", [0, 3])
 def test_critic_variants(critic: str, stage: int, job: Job, groups: Groups) -> None:

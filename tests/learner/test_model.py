@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from reasoner_ray.config import LearnerConfig, LoraConfig, ModelConfig
+from reasoner_ray.config import ModelConfig
 from reasoner_ray.errors import ModelError
 from reasoner_ray.learner.model import PolicyModel, load_policy, policy_state, save_policy
+from reasoner_ray.learner.settings import LearnerConfig, LoraConfig
 from reasoner_ray.packing import Batch, pack, unpack, unpack_bootstrap
 from reasoner_ray.trajectory import Status, Trajectory, flatten
 from tests.forest import CASES, forests

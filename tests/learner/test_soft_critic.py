@@ -14,10 +14,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from reasoner_ray.algorithms import get_algorithm
-from reasoner_ray.config import JobConfig, LearnerConfig, ModelConfig
+from reasoner_ray.config import JobConfig, ModelConfig
 from reasoner_ray.credit import Credit
 from reasoner_ray.learner.learner import Learner
 from reasoner_ray.learner.model import PolicyModel, load_policy
+from reasoner_ray.learner.settings import LearnerConfig
 from reasoner_ray.learner.soft_critic import Logits, SoftCritic, TokenModel
 from reasoner_ray.losses import Denominators, gather_inputs
 from reasoner_ray.packing import Batch, pack, unpack

@@ -61,6 +61,19 @@ def test_evaluation_is_greedy_and_in_order(tiny_model_dir: Path, tokenizer: Any)
     asyncio.run(run())
 
 
+def test_evaluation_with_several_sampled_answers(tiny_model_dir: Path, tokenizer: Any) -> None:
+    async def run() -> None:
+        worker, engine, items = make(tiny_model_dir, tokenizer)
+        trainer = worker.config.trainer.model_copy(update={"eval_samples": 3})
+        worker.config = worker.config.model_copy(update={"trainer": trainer})
+        trajectories, summaries = await worker.evaluate(items[:2])
+        assert [t.info["item"] for t in trajectories] == [item.id for item in items[:2] for _ in range(3)]
+        assert [summary["n"] for summary in summaries] == [3, 3]
+        assert {call[1].temperature for call in engine.calls} == {1.0}
+
+    asyncio.run(run())
+
+
 def test_resume_waits_for_the_groups_that_were_sent(tiny_model_dir: Path, tokenizer: Any) -> None:
     async def run() -> None:
         worker, engine, items = make(tiny_model_dir, tokenizer, max_groups_per_worker=2)

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.agents.mat.learner import MatLearners
@@ -17,7 +18,7 @@ from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.envs.multi_agent.teams import Episode
-from reasoner_ray.errors import CheckpointError, SyncError
+from reasoner_ray.errors import CheckpointError, EnvironmentProblem, SyncError
 from reasoner_ray.trainer.stepwise import StepDriver
 from reasoner_ray.trainer.tracking import Tracker
 
@@ -52,6 +53,8 @@ class MatDriver(StepDriver):
         self._steps_done = 0  # environment steps so far
         self._anew_at, self._ended = 0, 0  # the step at which all episodes began anew, and how many have ended since
         self._warned = False  # that none ever ends
+        self._tasks = list(config.multi_agent.tasks)  # labels; none where there is one task
+        self._evaluations, self._films = 0, True  # how many there were, and whether episodes can be drawn
 
     async def stop(self) -> None:
         """End every actor; safe after any failure."""
@@ -60,7 +63,8 @@ class MatDriver(StepDriver):
     async def _start(self) -> None:
         workers, learners = self.parts.workers, self.parts.learners
         await workers.start()
-        learners.of(workers.team)
+        team, *others = workers.teams
+        learners.of(team, others)
         await learners.start()
 
     async def _train(self) -> None:
@@ -83,7 +87,7 @@ class MatDriver(StepDriver):
         self._begin_anew_if_due()
         await self._sync()
         synced = time.perf_counter()
-        metrics = rollout_metrics(collected, rolled_out - began) | learned
+        metrics = rollout_metrics(collected, rolled_out - began, self._tasks) | learned
         metrics["episode/actions_in_all"] = float(self._steps_done)
         metrics |= {"time/rollout_s": rolled_out - began, "time/learn_s": learnt - rolled_out, "time/sync_s": synced - learnt}
         metrics |= {"time/step_s": synced - began, "faults/worker_restarts": float(self.parts.workers.restarts)}
@@ -108,7 +112,9 @@ class MatDriver(StepDriver):
         self._anew_at, self._ended = self.step, 0
 
     def _warnings(self) -> list[str]:
-        limit, trainer, steps = episode_limit(self.config.multi_agent), self.config.trainer, self.config.multi_agent.segment_steps
+        env, trainer = self.config.multi_agent, self.config.trainer
+        limits, steps = [episode_limit(one) for one in (map(env.task, self._tasks) if self._tasks else [env])], env.segment_steps
+        limit = max((known for known in limits if known is not None), default=None)
         between = trainer.checkpoint_every * steps
         if limit is None or not 0 < between < limit or trainer.steps <= trainer.checkpoint_every:
             return []
@@ -133,21 +139,43 @@ class MatDriver(StepDriver):
             )
 
     async def _evaluate(self) -> None:
-        """Greedy episodes from fixed seeds."""
+        """Greedy episodes of every task from fixed seeds."""
         wanted = self.config.trainer.eval_tasks
         if wanted:
             began = time.perf_counter()
-            episodes = await self.parts.workers.evaluate([FIRST_EVAL_SEED + i for i in range(wanted)])
-            self.last_eval = evaluation(episodes) | {"time/eval_s": time.perf_counter() - began}
+            episodes = await self.parts.workers.evaluate_tasks([FIRST_EVAL_SEED + i for i in range(wanted)])
+            self.last_eval = evaluation_of_tasks(episodes, self._tasks) | {"time/eval_s": time.perf_counter() - began}
             self.parts.tracker.eval(self.step, self.last_eval | {"episode/actions_in_all": float(self._steps_done)})
+            every = self.config.tracking.video_every
+            if every and self._films and self._evaluations % every == 0:
+                await self._film()
+            self._evaluations += 1
         self._evaluated_at = self.step
 
+    async def _film(self) -> None:
+        """Draw the first episode of evaluation of every task into ``RUN/videos`` and for W&B; where that fails, say so once and go on."""
+        ending = Path(self.config.tracking.video).suffix
+        try:
+            for task, label in enumerate(self._tasks or [""]):
+                name = f"{label or 'episode'}-{self.step:06d}{ending}"
+                content = await self.parts.workers.film(task, FIRST_EVAL_SEED, ending)
+                self.parts.tracker.video(self.step, f"eval/video/{label}" if label else "eval/video", name, content)
+        except EnvironmentProblem as problem:
+            self._films = False
+            self.parts.tracker.event(f"no episode is drawn: {problem}", "warning")
+
     def _state(self) -> dict[str, Any]:
-        team = self.parts.workers.team.to_dict()
-        return {"team": team, "environment_steps": self._steps_done, "workers": self.config.rollout.workers}
+        team, *others = [spec.to_dict() for spec in self.parts.workers.teams]
+        state = {"team": team, "other_teams": others, "environment_steps": self._steps_done, "workers": self.config.rollout.workers}
+        return state | {"tasks": self._tasks}
 
     def _check(self, state: dict[str, Any]) -> None:
-        difference = TeamSpec.from_dict(state["team"]).difference(self.parts.workers.team)
+        # Checkpoints from before there were tasks have one team, and no labels.
+        there = [TeamSpec.from_dict(tree) for tree in (state["team"], *state.get("other_teams", []))]
+        if (tasks := state.get("tasks", [])) != self._tasks:
+            raise CheckpointError(f"the checkpoint is of the tasks {tasks}, multi_agent.tasks are {self._tasks}; start a new run")
+        teams = zip(there, self.parts.workers.teams, strict=True)
+        difference = next((text for a, b in teams if (text := a.difference(b))), "")
         if difference:
             raise CheckpointError(
                 f"the checkpoint is of another team ({difference}); resume with the environment it was written with, or start a new run"
@@ -161,8 +189,11 @@ def episode_limit(config: MultiAgentConfig) -> int | None:
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
-def rollout_metrics(collected: Sequence[Collected], seconds: float) -> dict[str, float]:
-    """What the workers' summaries say together. Figures of episodes are of those that ended in this step, and missing where none did."""
+def rollout_metrics(collected: Sequence[Collected], seconds: float, tasks: Sequence[str] = ()) -> dict[str, float]:
+    """What the workers' summaries say together, and of each of several ``tasks`` by its label.
+
+    Figures of episodes are of those that ended in this step, and missing where none did.
+    """
     summaries = [c.summary for c in collected]
     returns = [x for s in summaries for x in s["returns"]]
     steps = sum(s["steps"] for s in summaries)
@@ -172,7 +203,18 @@ def rollout_metrics(collected: Sequence[Collected], seconds: float) -> dict[str,
         metrics["episode/return"] = statistics.fmean(returns)
         metrics["episode/length"] = statistics.fmean(x for s in summaries for x in s["lengths"])
         metrics["episode/truncated"] = statistics.fmean(x for s in summaries for x in s["truncated"])
+    for task, label in enumerate(tasks):
+        own = rollout_metrics(collected[task :: len(tasks)], seconds)
+        metrics |= {f"{name}/{label}": own[name] for name in ("reward/mean", "episode/return", "episode/length") if name in own}
     return metrics
+
+
+def evaluation_of_tasks(episodes: Sequence[Sequence[Episode]], tasks: Sequence[str]) -> dict[str, float]:
+    """``evaluation`` of the episodes of all tasks together (as many of each), and of each of several by its label."""
+    figures = evaluation([e for own in episodes for e in own])
+    for label, own in zip(tasks, episodes, strict=bool(tasks)):
+        figures |= {f"{name}/{label}": value for name, value in evaluation(own).items() if name != "eval/episodes"}
+    return figures
 
 
 def evaluation(episodes: Sequence[Episode]) -> dict[str, float]:

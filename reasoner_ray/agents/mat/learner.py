@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Data:
-    """A step's environment steps as rows, on the device that learns."""
+    """A task's environment steps as rows, on the device that learns."""
 
     segment: Segment  # its tensors [R, n, ...]
+    parts: torch.Tensor  # float32 [n, parts]; which parts the agents' actions have
     advantages: torch.Tensor  # float32 [R, n]
     returns: torch.Tensor  # float32 [R, n]; in units of reward
     policy_weights: torch.Tensor  # float32 [R, n]
@@ -51,16 +52,28 @@ class _Data:
 
 
 class MatLearner:
-    """A network that learns. Every rank calls the same methods in the same order."""
+    """A network that learns one task, or several at once. Every rank calls the same methods in the same order."""
 
-    def __init__(self, config: JobConfig, rank: int = 0, world_size: int = 1, store: dist.Store | None = None, *, team: TeamSpec) -> None:
-        """``store`` is where the ranks meet, needed from two on. Raises ``ModelError``, ``EnvironmentProblem``."""
+    def __init__(
+        self,
+        config: JobConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        store: dist.Store | None = None,
+        *,
+        team: TeamSpec,
+        others: Sequence[TeamSpec] = (),
+    ) -> None:
+        """``store`` is where the ranks meet, needed from two on; ``others`` are the teams of further tasks, padded to the same sizes.
+
+        Raises ``ModelError``, ``EnvironmentProblem``.
+        """
         self.config = config
         if config.learner.torch_threads is not None:
             torch.set_num_threads(config.learner.torch_threads)
         start_process_group(rank, world_size, store, config.learner.collective_timeout_s)
         torch.manual_seed(config.seed)  # every rank draws the same first weights
-        self.team = team
+        self.team, self.teams = team, (team, *others)
         self.network = MultiAgentTransformer(team, config.mat)
         self.value_norm = ValueNorm(config.mat.value_norm_beta)
         if config.model.path != SCRATCH:
@@ -75,16 +88,21 @@ class MatLearner:
     def train_step(self, segments: Sequence[Segment]) -> dict[str, float]:
         """Learn from all workers' segments; returns metrics of the whole step, the same on all ranks.
 
+        Segment i is of task i modulo their number. Every update has its share of each task's steps, and its loss is the mean over all
+        agents' steps. Advantages are normalised by task, since rewards of two tasks may differ in size.
+
         Raises ``NonFiniteError`` on all ranks, weights unchanged, where a loss or gradient is not finite.
         """
         started, learner = time.perf_counter(), self.config.learner
-        segment = join(segments)
-        data = self._prepare(segment)
-        rows, passes = segment.rows, []
+        tasks = len(self.teams)
+        joined = [join(segments[task::tasks]) for task in range(tasks)]
+        data = [self._prepare(segment, team) for segment, team in zip(joined, self.teams, strict=True)]
+        passes = []
         for _ in range(learner.epochs):
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self._updates_done)
-            for part in torch.randperm(rows, generator=generator).tensor_split(learner.updates_per_step):
-                passes.append(self._update(data, part.to(self.engine.device)))
+            shuffled = [torch.randperm(segment.rows, generator=generator).tensor_split(learner.updates_per_step) for segment in joined]
+            for shares in zip(*shuffled, strict=True):
+                passes.append(self._update([(d, share.to(self.engine.device)) for d, share in zip(data, shares, strict=True)]))
         metrics = {key: sum(p[key] for p in passes if key in p) / sum(key in p for p in passes) for key in passes[0]}
         seconds = time.perf_counter() - started
         return metrics | {
@@ -95,8 +113,8 @@ class MatLearner:
             "learner/value_std": self.value_norm.moments[1],
         }
 
-    def _prepare(self, segment: Segment) -> _Data:
-        """Credit for all steps, in units of reward, and the rows that minibatches are drawn from."""
+    def _prepare(self, segment: Segment, team: TeamSpec) -> _Data:
+        """Credit for all steps of a task, in units of reward, and the rows that minibatches are drawn from."""
         mat, active = self.config.mat, segment.active
         scale = self.value_norm.denormalise if mat.value_norm else (lambda x: x)
         credit = team_credit(
@@ -122,22 +140,25 @@ class MatLearner:
 
         return _Data(
             segment=Segment(**{name: flat(x) for name, x in _tensors(segment).items()}),
+            parts=torch.from_numpy(team.actions.parts).float().to(device),
             advantages=flat(advantages),
             returns=flat(credit.returns),
             policy_weights=flat(counted.float()),
             value_weights=flat(trained.float()),
         )
 
-    def _update(self, data: _Data, part: torch.Tensor) -> dict[str, float]:
-        """One optimiser step on the rows ``part`` (of all ranks); its metrics."""
+    def _update(self, batch: Sequence[tuple[_Data, torch.Tensor]]) -> dict[str, float]:
+        """One optimiser step on rows (of all ranks) of each task; its metrics."""
         mat, engine = self.config.mat, self.engine
+        weights = torch.cat([data.value_weights[part].flatten() for data, part in batch])
         if mat.value_norm:
-            self.value_norm.update(data.returns[part], data.value_weights[part])
-        totals = Totals(policy=float(data.policy_weights[part].sum()), value=max(float(data.value_weights[part].sum()), 1.0))
+            self.value_norm.update(torch.cat([data.returns[part].flatten() for data, part in batch]), weights)
+        counted = sum(float(data.policy_weights[part].sum()) for data, part in batch)
+        totals = Totals(policy=counted, value=max(float(weights.sum()), 1.0))
         sums: Counter[str] = Counter()
         losses, farthest = [], 0.0
-        micros = self._micro_batches(part)
-        for i, rows in enumerate(micros):
+        micros = [(data, rows) for data, part in batch for rows in self._micro_batches(part, len(data.parts))]
+        for i, (data, rows) in enumerate(micros):
             inputs = self._rows(data, rows)
             loss, metrics = team_loss(
                 inputs,
@@ -153,7 +174,7 @@ class MatLearner:
             sums.update({key: float(value) for key, value in metrics.items()})
             if len(rows):
                 farthest = max(farthest, float((inputs.logprobs - inputs.old_logprobs).detach().abs().max()))
-        norm = self._apply(data, part, losses)
+        norm = self._apply(batch, losses)
         names = sorted(sums)
         shown = summarise(dict(zip(names, engine.reduce([sums[n] for n in names]), strict=True)))
         (farthest,) = engine.reduce([farthest], dist.ReduceOp.MAX)
@@ -161,18 +182,18 @@ class MatLearner:
         rates = {"learner/lr": self.config.learner.lr * scale, "learner/grad_norm": norm, "mismatch/max_abs": farthest}
         return {f"learner/{name}": value for name, value in shown.items()} | rates
 
-    def _micro_batches(self, part: torch.Tensor) -> list[torch.Tensor]:
+    def _micro_batches(self, part: torch.Tensor, n_agents: int) -> list[torch.Tensor]:
         """This rank's rows of ``part``, in as many pieces as every rank has (ZeRO 2 reduces after each)."""
         ranks = self.engine.world_size
-        most = max(1, self.config.learner.tokens_per_microbatch // self.network.n_agents)
+        most = max(1, self.config.learner.tokens_per_microbatch // n_agents)
         pieces = math.ceil(math.ceil(len(part) / ranks) / most)
         return list(part[self.engine.rank :: ranks].tensor_split(pieces))
 
     def _rows(self, data: _Data, rows: torch.Tensor) -> Rows:
         """The network's view of ``rows`` beside what was known of them."""
-        segment, n = data.segment, self.network.n_agents
-        order = segment.order[rows] if segment.order.shape[-1] == n else None
-        judged = self.engine.call(segment.observations[rows], segment.legal[rows], segment.actions[rows], order)
+        segment = data.segment
+        order = segment.order[rows] if segment.order.shape[-1] else None
+        judged = self.engine.call(segment.observations[rows], segment.legal[rows], segment.actions[rows], order, data.parts)
         targets = data.returns[rows]
         return Rows(
             logprobs=judged.logprobs,
@@ -184,28 +205,30 @@ class MatLearner:
             targets=self.value_norm.normalise(targets) if self.config.mat.value_norm else targets,
             policy_weights=data.policy_weights[rows],
             value_weights=data.value_weights[rows],
-            parts=self.network.head.parts,
+            parts=data.parts,
         )
 
-    def _apply(self, data: _Data, part: torch.Tensor, losses: list[float]) -> float:
+    def _apply(self, batch: Sequence[tuple[_Data, torch.Tensor]], losses: list[float]) -> float:
         """The optimiser step, unless something is not finite on any rank; returns the gradient norm."""
         (bad,) = self.engine.reduce([float(not all(map(math.isfinite, losses)))], dist.ReduceOp.MAX)
         if bad:
             self.engine.discard()
-            self._stop_not_finite(data, part, losses, math.nan)
+            self._stop_not_finite(batch, losses, math.nan)
         norm = self.engine.step(self._lr_scale(self._updates_done))
         if not math.isfinite(norm):
-            self._stop_not_finite(data, part, losses, norm)
+            self._stop_not_finite(batch, losses, norm)
         self._updates_done += 1
         return norm
 
-    def _stop_not_finite(self, data: _Data, part: torch.Tensor, losses: list[float], norm: float) -> NoReturn:
-        """Save the minibatch and raise."""
+    def _stop_not_finite(self, batch: Sequence[tuple[_Data, torch.Tensor]], losses: list[float], norm: float) -> NoReturn:
+        """Save the minibatch, the rows of each task, and raise."""
         folder = self.config.run_dir / "nonfinite"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"update-{self._updates_done:06d}-rank-{self.engine.rank:05d}.pt"
-        kept = {name: x[part].cpu() for name, x in _tensors(data.segment).items()}
-        kept |= {"advantages": data.advantages[part].cpu(), "returns": data.returns[part].cpu()}
+        kept = [
+            {name: x[part].cpu() for name, x in (_tensors(data.segment) | {"advantages": data.advantages, "returns": data.returns}).items()}
+            for data, part in batch
+        ]
         torch.save({"rows": kept, "losses": losses, "grad_norm": norm}, path)
         what = "a gradient" if all(map(math.isfinite, losses)) else "the loss"
         raise NonFiniteError(
@@ -247,19 +270,23 @@ class MatLearner:
 
 
 class MatLearners(WholeBatchLearners):
-    """All ranks, as the driver uses them. ``team`` must be set before ``start``: it is what the workers' environments say."""
+    """All ranks, as the driver uses them. ``of`` must be called before ``start``: teams are what the workers' environments say."""
 
     def __init__(self, config: JobConfig) -> None:
         super().__init__(config)
 
-    def of(self, team: TeamSpec) -> None:
-        """Learn for ``team``."""
-        self._make = partial(MatLearner, team=team)
+    def of(self, team: TeamSpec, others: Sequence[TeamSpec] = ()) -> None:
+        """Learn for ``team``, and the ``others`` of further tasks."""
+        self._make = partial(MatLearner, team=team, others=tuple(others))
 
 
-def load_network(folder: Path) -> tuple[MultiAgentTransformer, TeamSpec]:
-    """A network that ``MatLearner.export`` wrote, and the team it acts for. Raises ``ModelError``."""
-    team, settings, _ = _about(folder)
+def load_network(folder: Path, team: TeamSpec | None = None) -> tuple[MultiAgentTransformer, TeamSpec]:
+    """A network that ``MatLearner.export`` wrote, and the team it acts for: ``team``, or the one it was trained on (the first, of several).
+
+    Raises ``ModelError``.
+    """
+    trained, settings, _ = _about(folder)
+    team = trained if team is None else team
     network = MultiAgentTransformer(team, settings)
     load_weights(network, folder, team)
     return network.eval(), team
@@ -268,11 +295,14 @@ def load_network(folder: Path) -> tuple[MultiAgentTransformer, TeamSpec]:
 def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, value_norm: ValueNorm | None = None) -> None:
     """Take the weights in ``folder``, and for ``value_norm`` the moments that their values are in units of.
 
-    Raises ``ModelError`` where they are of a network of another shape.
+    The number of agents may be another. Raises ``ModelError`` where they are of a network of another shape.
     """
     there, _, moments = _about(folder)
-    if difference := there.difference(team):
-        raise ModelError(f"{folder} was trained for another team ({difference}); take the environment it was trained on")
+    if misfit := there.misfit(team):
+        raise ModelError(
+            f"{folder} is a network of other sizes ({misfit}); pad both jobs to the same ones with multi_agent.pad.observation, .agents, "
+            ".choices and .dims, or take an environment like the one it was trained on"
+        )
     read_weights(network, folder, "mat")
     if value_norm is not None:
         value_norm.load_state_dict(moments)

@@ -43,12 +43,13 @@ class MultiAgentTransformer(nn.Module):
     """MAT and its variants (``mat.variant``). Every method takes all agents of B environments at once.
 
     ``order`` (int64 [B, n]) says which agent acts m-th in each environment; None is the environment's own order. Values are in
-    units of normalised returns. Observations are float32 [B, n, observation], ``legal`` bool [B, n, choices].
+    units of normalised returns. Observations are float32 [B, n, observation], ``legal`` bool [B, n, choices]. No weight depends on
+    the number of agents, so a network serves every team that observes and does as many numbers.
     """
 
     def __init__(self, team: TeamSpec, config: MatConfig) -> None:
         super().__init__()
-        self.n_agents, width = team.actions.n_agents, config.width
+        width = config.width
         self.variant = config.variant
         self.autoregressive = config.variant in ("mat", "decoder_only")
         self.head = ActionHead(team.actions, config.std_init)
@@ -71,12 +72,25 @@ class MultiAgentTransformer(nn.Module):
                 *(linear(width, width, activated=True), nn.GELU(), nn.LayerNorm(width), linear(width, self.head.outputs)),
             )
 
-    def forward(self, observations: torch.Tensor, legal: torch.Tensor, actions: torch.Tensor, order: torch.Tensor | None) -> Judged:
-        """Judge ``actions`` [B, n, parts] in one parallel pass: the same log-probs and values as ``act`` gave."""
-        rep, parts = self._encode(observations), self._parts(order)
+    def forward(
+        self,
+        observations: torch.Tensor,
+        legal: torch.Tensor,
+        actions: torch.Tensor,
+        order: torch.Tensor | None,
+        own_parts: torch.Tensor | None = None,
+    ) -> Judged:
+        """Judge ``actions`` [B, n, parts] in one parallel pass: the same log-probs and values as ``act`` gave.
+
+        ``own_parts`` (float [n, parts]) says which parts the agents' actions have, where they are of another team than the network
+        was made for.
+        """
+        rep = self._encode(observations)
+        parts = self.head.parts if own_parts is None else own_parts
         if not self.autoregressive:
             out = self._at_once(observations, rep)
-            return self._judge(out, legal, actions, self.head.parts, self.value(rep).squeeze(-1))
+            return self._judge(out, legal, actions, parts, self.value(rep).squeeze(-1))
+        parts = _in_order(parts, order)
         rep, legal, actions = (_sorted(x, order) for x in (rep, legal, actions))
         told = self.head.tokens(actions, parts)
         shifted = torch.cat([self.head.start(len(told), told), told[:, :-1]], 1)
@@ -100,7 +114,7 @@ class MultiAgentTransformer(nn.Module):
         order: torch.Tensor | None = None,
     ) -> Acted:
         """Act for every agent of every environment: one decoder step an agent, with the keys and values of the earlier ones kept."""
-        rep, parts = self._encode(observations), self._parts(order)
+        rep, parts = self._encode(observations), _in_order(self.head.parts, order)
         if not self.autoregressive:
             out = self._at_once(observations, rep)
             actions = self.head.sample(out, legal, greedy=greedy, generator=generator) * self.head.parts
@@ -141,9 +155,10 @@ class MultiAgentTransformer(nn.Module):
         logprobs = self.head.logprobs(out, legal, actions, parts)
         return Judged(logprobs=logprobs, entropy=self.head.entropy(out, legal, parts), values=values)
 
-    def _parts(self, order: torch.Tensor | None) -> torch.Tensor:
-        """Which parts the actions have, float [n, parts], or [B, n, parts] in ``order``."""
-        return self.head.parts if order is None else self.head.parts[order]
+
+def _in_order(parts: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Which parts the actions have, float [n, parts], or [B, n, parts] in ``order``."""
+    return parts if order is None else parts[order]
 
 
 def _sorted(x: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

@@ -73,9 +73,16 @@ def mat_problems(config: JobConfig) -> list[str]:
         problems.append(
             f"sync.backend: {config.sync.backend} moves weights between GPUs, and workers of kind mat act on CPUs; set it to auto"
         )
-    rows = config.multi_agent.envs * config.multi_agent.segment_steps * config.rollout.workers
+    tasks = max(1, len(config.multi_agent.tasks))
+    if config.rollout.workers % tasks:
+        problems.append(
+            f"rollout.workers: {config.rollout.workers} cannot be shared evenly by the {tasks} tasks of multi_agent.tasks, which a worker "
+            f"plays one of; set it to a multiple of {tasks}"
+        )
+    rows = config.multi_agent.envs * config.multi_agent.segment_steps * config.rollout.workers // tasks
     if rows < learner.updates_per_step * learner.ranks:
-        problems.append(f"learner.updates_per_step: {rows} environment steps cannot be shared by {learner.updates_per_step} updates")
+        each = " of each task" if tasks > 1 else ""
+        problems.append(f"learner.updates_per_step: {rows} environment steps{each} cannot be shared by {learner.updates_per_step} updates")
     return problems
 
 
@@ -85,6 +92,7 @@ def mat_numbers(config: JobConfig) -> dict[str, int | float | str]:
     per_step = workers * env.envs * env.segment_steps
     return {
         "environments": workers * env.envs,
+        "tasks": max(1, len(env.tasks)),
         "environment steps per step": per_step,
         "environment steps in all": per_step * config.trainer.steps,
         "environment steps per update": per_step // learner.updates_per_step,

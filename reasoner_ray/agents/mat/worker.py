@@ -12,8 +12,10 @@ import torch
 from reasoner_ray.agents.mat.network import MultiAgentTransformer
 from reasoner_ray.envs.multi_agent.adapters import make_teams
 from reasoner_ray.envs.multi_agent.spec import TeamSpec, TeamView
+from reasoner_ray.envs.multi_agent.tasks import task_settings
 from reasoner_ray.envs.multi_agent.teams import Episode, Teams
 from reasoner_ray.errors import EnvironmentFault
+from reasoner_ray.pictures import MAX_FRAMES
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -48,12 +50,14 @@ def join(segments: Sequence[Segment]) -> Segment:
 
 
 class RolloutWorker:
-    """Steps ``multi_agent.envs`` environments with the newest weights it was given."""
+    """Steps ``multi_agent.envs`` environments of one task with the newest weights it was given."""
 
     def __init__(self, config: JobConfig, index: int) -> None:
         """Worker ``index`` of the job. Raises ``ConfigError``, ``EnvironmentProblem``, ``EnvironmentFault``."""
         self.config, self.index = config, index
-        self._teams = make_teams(config.multi_agent, config.multi_agent.envs)
+        settings = list(task_settings(config.multi_agent).values())
+        self.settings = settings[index % len(settings)]
+        self._teams = make_teams(self.settings, self.settings.envs)
         self._watched: Teams | None = None  # environments of evaluations
         self.policy = MultiAgentTransformer(self._teams.spec, config.mat).eval()
         self._view: TeamView | None = None
@@ -81,7 +85,7 @@ class RolloutWorker:
         generator = torch.Generator().manual_seed(self._seed(step, -1))
         kept: dict[str, list[torch.Tensor]] = {f.name: [] for f in fields(Segment)}
         episodes: list[Episode] = []
-        for _ in range(self.config.multi_agent.segment_steps):
+        for _ in range(self.settings.segment_steps):
             self._view, ended = self._step(self._view, generator, kept)
             episodes += ended
         kept["next_values"].append(self._values(self._view))
@@ -133,15 +137,29 @@ class RolloutWorker:
 
         Raises ``EnvironmentFault`` where an environment does not end.
         """
-        n_envs = min(self.config.multi_agent.envs, len(seeds))
+        n_envs = min(self.settings.envs, len(seeds))
         if self._watched is None or self._watched.n_envs != n_envs or pictures:
             if self._watched is not None:
                 self._watched.close()
-            self._watched = make_teams(self.config.multi_agent, n_envs, pictures=pictures)
+            self._watched = make_teams(self.settings, n_envs, pictures=pictures)
         teams, found = self._watched, []
         for first in range(0, len(seeds), n_envs):
             part = list(seeds[first : first + n_envs])
             found += self._play_batch(teams, part, look)
+        return found
+
+    def frames(self, seed: int) -> list[np.ndarray]:
+        """The greedy episode of ``seed`` as at most ``MAX_FRAMES`` pictures, uint8 [H, W, 3].
+
+        Raises ``EnvironmentProblem`` where the environment draws nothing.
+        """
+        found: list[np.ndarray] = []
+
+        def look(teams: Teams, running: int) -> None:
+            if running and len(found) < MAX_FRAMES:
+                found.append(teams.render(0))
+
+        self.play([seed], pictures=True, look=look)
         return found
 
     def _play_batch(self, teams: Teams, seeds: list[int], look: Callable[[Teams, int], None] | None) -> list[Episode]:
@@ -159,8 +177,7 @@ class RolloutWorker:
             if len(first) == len(seeds):
                 return [first[env] for env in range(len(seeds))]
             view = done.view
-        name = self.config.multi_agent.name
-        raise EnvironmentFault(f"{name}: an episode of evaluation went on for {MAX_EPISODE} steps; set multi_agent.max_steps")
+        raise EnvironmentFault(f"{self.settings.name}: an episode of evaluation went on for {MAX_EPISODE} steps; set multi_agent.max_steps")
 
     def _values(self, view: TeamView) -> torch.Tensor:
         return self.policy.values(*_tensors(view))

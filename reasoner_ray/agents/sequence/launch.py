@@ -14,9 +14,9 @@ from reasoner_ray.agents.sequence.learner import SequenceLearners
 from reasoner_ray.agents.sequence.network import load_network
 from reasoner_ray.agents.sequence.player import Player
 from reasoner_ray.agents.sequence.pool import PlayerPool
-from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED, GIF, evaluated_folder, train_on_actors
+from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED, evaluated_folder, train_on_actors
 from reasoner_ray.errors import ConfigError, ModelError, ReasonerError
-from reasoner_ray.pictures import write_gif
+from reasoner_ray.pictures import check_ending, write_video
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.tracking import Tracker
 
@@ -43,11 +43,12 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
 def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
     """Episodes of a trained network from fixed seeds for each of ``sequence.targets``, in this process.
 
-    The network is ``model``, else the run's own ``model/``, else ``model.path``. One episode is drawn into ``RUN/episode.gif`` where the
-    environment can be. Raises ``ReasonerError`` with what to do.
+    The network is ``model``, else the run's own ``model/``, else ``model.path``. One episode is drawn into ``RUN/``
+    ``tracking.video`` where the environment can be. Raises ``ReasonerError`` with what to do.
     """
     if not config.trainer.eval_tasks:
         raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
+    check_ending(config.tracking.video)
     folder = evaluated_folder(config, model)
     player = make_player(config, folder)
     seeds = [FIRST_EVAL_SEED + i for i in range(config.trainer.eval_tasks)]
@@ -55,7 +56,8 @@ def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
     said = "return {eval/return:.4g} +- {eval/return_ci95:.2g} (95 %) in {eval/episodes:.0f} episodes"
     print(f"{folder}: asked for {config.sequence.targets[0]:g}, {said.format_map(figures)}", flush=True)
     try:
-        print(f"episode drawn into {write_gif(player.draw(FIRST_EVAL_SEED, config.sequence.targets[0]), config.run_dir / GIF)}")
+        frames = player.draw(FIRST_EVAL_SEED, config.sequence.targets[0])
+        print(f"episode drawn into {write_video(frames, config.run_dir / config.tracking.video)}")
     except (ReasonerError, OSError) as problem:
         log.warning("no episode was drawn: %s", problem)
     return figures

@@ -33,14 +33,22 @@ def make_teams(config: MultiAgentConfig, n_envs: int, *, pictures: bool = False)
     Raises ``ConfigError`` for a name or argument that is unknown, ``EnvironmentProblem`` for a package that is not installed.
     """
     if config.name == "vmas":
+        if config.faulty:
+            raise ConfigError("multi_agent.faulty: vmas steps whole batches, which no wrapper reaches; leave it out")
         return _make_vmas(config, n_envs)
+    from reasoner_ray.envs.multi_agent.faulty import FaultyTeam
     from reasoner_ray.envs.multi_agent.parallel import ParallelTeams
 
     maker = ENVIRONMENTS.get(config.name)
     check_arguments(maker, config.args, "multi_agent.args", reserved=("render_mode",))
     mode = "rgb_array" if pictures else None
+
+    def make() -> Any:
+        env = maker(render_mode=mode, **config.args)
+        return FaultyTeam(env, config.faulty) if config.faulty else env
+
     try:
-        return ParallelTeams(lambda: maker(render_mode=mode, **config.args), n_envs, config)
+        return ParallelTeams(make, n_envs, config)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"multi_agent.args: {config.name} cannot be made with {config.args}: {type(error).__name__}: {error}") from error
     except gymnasium.error.Error as error:  # a package that draws is missing, most often
@@ -104,19 +112,11 @@ def make_mamujoco(
     scenario: str = "HalfCheetah",
     agent_conf: str | None = "6x1",
     agent_obsk: int | None = 0,
-    faulty: str | None = None,
     **args: Any,
 ) -> Any:
-    """Multi-agent MuJoCo of gymnasium-robotics. ``faulty`` names an agent whose actions never reach its joints."""
+    """Multi-agent MuJoCo of gymnasium-robotics."""
     mamujoco = need("gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi", "gymnasium-robotics==1.4.2 mujoco==4.0.0")
-    env = mamujoco.parallel_env(scenario, agent_conf, agent_obsk=agent_obsk, render_mode=render_mode, **args)
-    if faulty is None:
-        return env
-    from reasoner_ray.envs.multi_agent.faulty import FaultyAgent
-
-    if faulty not in env.possible_agents:
-        raise ConfigError(f"multi_agent.args.faulty: no agent {faulty!r}; there are {', '.join(env.possible_agents)}")
-    return FaultyAgent(env, faulty)
+    return mamujoco.parallel_env(scenario, agent_conf, agent_obsk=agent_obsk, render_mode=render_mode, **args)
 
 
 def _gymnasium(id: str, args: dict[str, Any]) -> Any:

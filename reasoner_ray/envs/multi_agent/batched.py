@@ -23,7 +23,8 @@ class BatchedTeams(Teams):
         sizes = [int(np.prod(space.shape)) for space in env.observation_space]
         choices = tuple(0 if env.continuous_actions else int(space.n) for space in env.action_space)
         dims = tuple(int(space.shape[0]) if env.continuous_actions else 0 for space in env.action_space)
-        super().__init__(config, n_envs, agents, sizes, ActionLayout(choices=choices, dims=dims))
+        layout = ActionLayout(choices=choices, dims=dims, least_choices=config.pad.choices, least_dims=config.pad.dims)
+        super().__init__(config, n_envs, agents, sizes, layout)
         self._ranges = [torch.as_tensor(space.high) for space in env.action_space] if env.continuous_actions else []
 
     def begin(self, seeds: Sequence[int]) -> TeamView:
@@ -69,9 +70,9 @@ class BatchedTeams(Teams):
         """An agent's actions [E, dims] within its bounds, or the numbers of its choices [E, 1]."""
         if not self._ranges:
             return torch.from_numpy(rows[:, :1].copy())
-        bound = self._ranges[agent]
-        return torch.from_numpy(rows[:, : len(bound)].copy()).clamp(-1, 1) * bound
+        bound, first = self._ranges[agent], int(self.spec.actions.n_choices > 0)
+        return torch.from_numpy(rows[:, first : first + len(bound)].copy()).clamp(-1, 1) * bound
 
     def _write(self, observations: Sequence[torch.Tensor], rows: np.ndarray) -> None:
         for i, seen in enumerate(observations):
-            self._observations[rows, i, : seen.shape[-1]] = seen.numpy()[rows]
+            self._observations[:, i][np.ix_(rows, self._observer.places[i])] = seen.numpy()[rows]

@@ -1,22 +1,60 @@
-"""A team in which one agent has failed: what it does has no effect."""
+"""A team with a fault: what an agent does, or a dimension of it (a joint), has no effect (Wen et al. 2022, section 5.2)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 from pettingzoo.utils import BaseParallelWrapper
 
+from reasoner_ray.errors import ConfigError
 
-class FaultyAgent(BaseParallelWrapper):
-    """Every action of ``agent`` (of a ``Box``) becomes 0 before it reaches the environment."""
 
-    def __init__(self, env: Any, agent: str) -> None:
+class FaultyTeam(BaseParallelWrapper):
+    """Actions of faulty agents are replaced before they reach any ``ParallelEnv``; agents do not observe that.
+
+    A faulty dimension of a ``Box`` is 0, or the bound next to it where 0 lies outside. ``all`` is every dimension of a ``Box``, and of
+    a ``Discrete`` the first choice (the no-op, where an environment has one).
+    """
+
+    def __init__(self, env: Any, faulty: Mapping[str, Literal["all"] | Sequence[int]]) -> None:
+        """``faulty``: the dimensions by agent. Raises ``ConfigError`` for agents or dimensions that do not exist."""
         super().__init__(env)
-        self._faulty = agent
+        self._faulty = dict(faulty)
+        for agent, dims in self._faulty.items():
+            if agent not in env.possible_agents:
+                raise ConfigError(f"multi_agent.faulty: no agent {agent!r}; there are {', '.join(env.possible_agents)}")
+            _check_dims(agent, dims, env.action_space(agent))
 
     def step(self, actions: dict[str, Any]) -> Any:
         """See ``ParallelEnv.step``."""
-        if self._faulty in actions:
-            actions = {**actions, self._faulty: np.zeros_like(actions[self._faulty])}
-        return super().step(actions)
+        spoilt = {a: _without(actions[a], dims, self.env.action_space(a)) for a, dims in self._faulty.items() if a in actions}
+        return super().step({**actions, **spoilt})
+
+
+def _check_dims(agent: str, dims: Literal["all"] | Sequence[int], space: Any) -> None:
+    """Raise ``ConfigError`` where ``dims`` of ``agent``'s actions cannot be held."""
+    parts = space.spaces if isinstance(space, spaces.Tuple) else (space,)
+    if not all(isinstance(part, spaces.Discrete | spaces.Box) for part in parts):
+        raise ConfigError(f"multi_agent.faulty: {agent} acts by {space}; only choices and boxes can be held")
+    if dims == "all":
+        return
+    count = sum(spaces.flatdim(part) for part in parts if isinstance(part, spaces.Box))
+    if wrong := [d for d in dims if not 0 <= d < count]:
+        raise ConfigError(f"multi_agent.faulty.{agent}: no dimension {wrong[0]}; its actions have {count}, from 0 (all: the whole agent)")
+
+
+def _without(action: Any, dims: Literal["all"] | Sequence[int], space: Any) -> Any:
+    """``action`` with ``dims`` held."""
+    if isinstance(space, spaces.Tuple):
+        return tuple(_without(part, dims, own) for part, own in zip(action, space.spaces, strict=True))
+    if isinstance(space, spaces.Discrete):
+        return type(action)(space.start) if dims == "all" else action
+    rest = np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
+    if dims == "all":
+        return rest
+    held = np.array(action, space.dtype)
+    held.flat[list(dims)] = rest.flat[list(dims)]
+    return held

@@ -22,14 +22,15 @@ class ParallelTeams(Teams):
     """
 
     def __init__(self, make: Callable[[], Any], n_envs: int, config: MultiAgentConfig) -> None:
-        """Raises ``EnvironmentFault`` where the spaces are such that no team can act in them."""
+        """Raises ``EnvironmentFault`` where the spaces are such that no team can act in them, ``ConfigError`` for other ``features``."""
         self._envs = [make() for _ in range(n_envs)]
         first = self._envs[0]
         agents = tuple(first.possible_agents)
         self._index = {agent: i for i, agent in enumerate(agents)}
         self._spaces = [_own_space(first.observation_space(agent)) for agent in agents]
         self._doers = [_Doer(first.action_space(agent), f"{config.name}: the action space of {agent}") for agent in agents]
-        layout = ActionLayout(choices=tuple(d.choices for d in self._doers), dims=tuple(d.dims for d in self._doers))
+        choices, dims = tuple(d.choices for d in self._doers), tuple(d.dims for d in self._doers)
+        layout = ActionLayout(choices=choices, dims=dims, least_choices=config.pad.choices, least_dims=config.pad.dims)
         super().__init__(config, n_envs, agents, [spaces.flatdim(space) for space in self._spaces], layout)
         self._blank, self._legal = self._observations[0].copy(), layout.legal
         self._seeds: list[int] = [0] * n_envs
@@ -114,7 +115,7 @@ class ParallelTeams(Teams):
             flat = np.asarray(seen, np.float32).ravel() if isinstance(space, spaces.Box) else spaces.flatten(space, seen)
             if len(flat) != spaces.flatdim(space):
                 raise EnvironmentFault(f"{self._name}: {agent} saw {len(flat)} numbers, its observation space has {spaces.flatdim(space)}")
-            self._observations[env, i, : len(flat)] = flat
+            self._observations[env, i, self._observer.places[i]] = flat
             if mask is not None and self._doers[i].choices:
                 allowed, choices = np.asarray(mask, bool).ravel(), self._doers[i].choices
                 if len(allowed) != choices:

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reasoner_ray.section import Section
+
+Faulty = dict[str, Literal["all"] | list[int]]
+Features = list[tuple[int, int]]
+
+
+class PadConfig(Section):
+    """Least sizes of what a network sees and does, so that it fits other teams too: zeros that nobody sees, actions nobody may take."""
+
+    observation: int = Field(0, ge=0, description="numbers of an agent's own observation")
+    agents: int = Field(0, ge=0, description="length of an agent's number, one-hot")
+    choices: int = Field(0, ge=0)
+    dims: int = Field(0, ge=0, description="continuous dimensions of an action")
+
+
+class TaskConfig(Section):
+    """What one of several tasks has of its own; everything else is as the section multi_agent says."""
+
+    name: str | None = Field(None, description="None: the section's")
+    args: dict[str, Any] = Field(default_factory=dict, description="laid over the section's, key by key")
+    max_steps: int | None = Field(None, ge=1)
+    faulty: Faulty | None = None
+    features: Features | None = None
 
 
 class MultiAgentConfig(Section):
@@ -27,3 +49,32 @@ class MultiAgentConfig(Section):
     )
     agent_id: bool = Field(True, description="append the agent's number, one-hot, to its observation; the network knows agents by it alone")
     standardise: bool = Field(False, description="every observation minus its own mean, divided by its own deviation (multi-agent MuJoCo)")
+    faulty: Faulty = Field(
+        default_factory=dict,
+        description="agents whose actions have no effect (all: 0 of a box, the first choice), or the dimensions of their boxes held at 0",
+    )
+    features: Features | None = Field(
+        None,
+        description="what an agent's observation consists of, as [numbers, padded to] each, so that what means the same lies at the same "
+        "place in teams of several sizes; None: all padding comes last",
+    )
+    pad: PadConfig = PadConfig()
+    tasks: dict[str, TaskConfig] = Field(
+        default_factory=dict,
+        description="several environments for one network, by labels of your own; worker i plays task i modulo their number, and all are "
+        "padded to the greatest",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _labels(cls, tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
+        """A label ends the name of a metric."""
+        if bad := [label for label in tasks if not label or "/" in label]:
+            raise ValueError(f"multi_agent.tasks: {bad[0]!r} cannot end a metric's name; take a label without a slash")
+        return tasks
+
+    def task(self, label: str) -> MultiAgentConfig:
+        """The settings of one of ``tasks``."""
+        own = self.tasks[label]
+        given = {key: value for key in ("name", "max_steps", "faulty", "features") if (value := getattr(own, key)) is not None}
+        return self.model_copy(update={**given, "args": {**self.args, **own.args}, "tasks": {}})

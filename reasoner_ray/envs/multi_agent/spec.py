@@ -19,6 +19,8 @@ class ActionLayout:
 
     choices: tuple[int, ...]  # [n]; how many things an agent chooses from; 0: it does not choose
     dims: tuple[int, ...]  # [n]; how many continuous dimensions its action has
+    least_choices: int = 0  # choices and dimensions that nobody has, so that teams of several kinds have one size
+    least_dims: int = 0
 
     @property
     def n_agents(self) -> int:
@@ -27,13 +29,13 @@ class ActionLayout:
 
     @property
     def n_choices(self) -> int:
-        """Most choices that an agent has."""
-        return max(self.choices)
+        """Most choices that an agent has, padding included."""
+        return max(self.least_choices, *self.choices)
 
     @property
     def n_dims(self) -> int:
-        """Most dimensions that an agent has."""
-        return max(self.dims)
+        """Most dimensions that an agent has, padding included."""
+        return max(self.least_dims, *self.dims)
 
     @property
     def n_parts(self) -> int:
@@ -68,11 +70,13 @@ class TeamSpec:
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> TeamSpec:
         """Back from ``to_dict``, or from what JSON made of it. Raises ``KeyError``, ``TypeError`` where it is something else."""
-        layout = ActionLayout(choices=tuple(tree["actions"]["choices"]), dims=tuple(tree["actions"]["dims"]))
+        actions = tree["actions"]
+        least = {name: int(actions.get(name, 0)) for name in ("least_choices", "least_dims")}  # files from before padding have none
+        layout = ActionLayout(choices=tuple(actions["choices"]), dims=tuple(actions["dims"]), **least)
         return cls(agents=tuple(tree["agents"]), observation=int(tree["observation"]), actions=layout)
 
     def difference(self, other: TeamSpec) -> str:
-        """How ``other`` differs, in one sentence; empty where a network for one fits the other."""
+        """How ``other`` differs, in one sentence; empty where it does not."""
         if self.actions.n_agents != other.actions.n_agents:
             return f"{self.actions.n_agents} agents there, {other.actions.n_agents} here"
         if self.observation != other.observation:
@@ -80,6 +84,14 @@ class TeamSpec:
         if self.actions != other.actions:
             return f"actions {self.actions} there, {other.actions} here"
         return ""
+
+    def misfit(self, other: TeamSpec) -> str:
+        """Why a network for this team cannot act for ``other``, whose agents may be fewer or more; empty where it can."""
+        sizes = [(t.observation, t.actions.n_choices, t.actions.n_dims) for t in (self, other)]
+        if sizes[0] == sizes[1]:
+            return ""
+        there, here = ("observations of {} numbers, actions of {} choices and {} dimensions".format(*size) for size in sizes)
+        return f"{there} there; {here} here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

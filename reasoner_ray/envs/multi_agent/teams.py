@@ -11,7 +11,7 @@ import numpy as np
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamSpec, TeamView
-from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, ReasonerError
+from reasoner_ray.errors import ConfigError, EnvironmentFault, EnvironmentProblem, ReasonerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Teams(ABC):
     """Environments of one kind. Each episode has a seed of its own, drawn from its environment's base seed and its number."""
 
     def __init__(self, config: MultiAgentConfig, n_envs: int, agents: tuple[str, ...], sizes: Sequence[int], actions: ActionLayout) -> None:
-        """``sizes`` are the agents' own numbers of observations."""
+        """``sizes`` are the agents' own numbers of observations. Raises ``ConfigError``."""
         self.n_envs = n_envs
         self._config, self._name = config, config.name
         self._observer = Observer(sizes, config)
@@ -143,9 +143,11 @@ class Observer:
     """Lays the agents' observations into arrays of one shape: padded with zeros, the agent's number behind them."""
 
     def __init__(self, sizes: Sequence[int], config: MultiAgentConfig) -> None:
-        """``sizes`` are the agents' own numbers of observations."""
-        self._ids = np.eye(len(sizes), dtype=np.float32) if config.agent_id else np.zeros((len(sizes), 0), np.float32)
-        self._widest = max(sizes)
+        """``sizes`` are the agents' own numbers of observations. Raises ``ConfigError`` where ``features`` are of other observations."""
+        n = len(sizes)
+        self._ids = np.eye(n, max(n, config.pad.agents), dtype=np.float32) if config.agent_id else np.zeros((n, 0), np.float32)
+        self.places = [_places(size, config.features) for size in sizes]  # where an agent's numbers lie
+        self._widest = max(config.pad.observation, sum(to for _, to in config.features or ()), *sizes)
         self._standardise = config.standardise
         self.size = self._widest + self._ids.shape[1]
 
@@ -160,6 +162,18 @@ class Observer:
             return observations
         spread = observations.std(-1, keepdims=True)
         return (observations - observations.mean(-1, keepdims=True)) / np.maximum(spread, 1e-6)
+
+
+def _places(size: int, features: Sequence[tuple[int, int]] | None) -> np.ndarray:
+    """Where the ``size`` numbers of an observation lie once each of its features is padded, int [size]."""
+    if features is None:
+        return np.arange(size)
+    if bad := next(((own, to) for own, to in features if not 0 <= own <= to), None):
+        raise ConfigError(f"multi_agent.features: {bad[0]} numbers cannot be padded to {bad[1]}")
+    if (said := sum(own for own, _ in features)) != size:
+        raise ConfigError(f"multi_agent.features: they have {said} numbers in all, an agent here observes {size}")
+    starts = np.cumsum([0, *(to for _, to in features)])
+    return np.concatenate([start + np.arange(own) for start, (own, _) in zip(starts, features, strict=False)])
 
 
 def check_rewards(name: str, rewards: np.ndarray, agents: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ from reasoner_ray.config import JobConfig, to_yaml
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.envs.multi_agent.teams import Episode
 from reasoner_ray.errors import CheckpointError, ConfigError, EnvironmentProblem, LearnerLost, ModelError, SyncError
-from reasoner_ray.pictures import FPS, LAST_MS
+from reasoner_ray.pictures import FPS, LAST_MS, encoded
 from reasoner_ray.trainer.checkpoint import list_checkpoints
 from tests.agents.mat.test_learner import job, weights
 from tests.trainer.fakes import FakeTracker
@@ -39,11 +39,13 @@ class LocalWorkers:
 
     def __init__(self, config: JobConfig) -> None:
         self._workers = [RolloutWorker(config, i) for i in range(config.rollout.workers)]
+        self._tasks = max(1, len(config.multi_agent.tasks))
         self.restarts, self.deaf, self.fresh = 0, False, []
+        self.filmed: list[tuple[int, int, str]] = []
 
     @property
-    def team(self) -> TeamSpec:
-        return self._workers[0].team
+    def teams(self) -> list[TeamSpec]:
+        return [worker.team for worker in self._workers[: self._tasks]]
 
     async def start(self) -> None: ...
 
@@ -56,8 +58,12 @@ class LocalWorkers:
         self.fresh.append((step, fresh))
         return [Collected(segment=s, summary=said) for s, said in (w.collect(step, fresh=fresh) for w in self._workers)]
 
-    async def evaluate(self, seeds: Sequence[int]) -> list[Episode]:
-        return self._workers[0].evaluate(seeds)
+    async def evaluate_tasks(self, seeds: Sequence[int]) -> list[list[Episode]]:
+        return [worker.evaluate(seeds) for worker in self._workers[: self._tasks]]
+
+    async def film(self, task: int, seed: int, ending: str) -> bytes:
+        self.filmed.append((task, seed, ending))
+        return encoded(self._workers[task].frames(seed), ending)
 
     async def stop(self) -> None: ...
 
@@ -69,11 +75,11 @@ class LocalLearners(LocalLearner):
         self._config, self._dies_at = config, list(dies_at)
         self.calls = 0
 
-    def of(self, team: TeamSpec) -> None:
-        self._team = team
+    def of(self, team: TeamSpec, others: Sequence[TeamSpec] = ()) -> None:
+        self._team, self._others = team, others
 
     async def start(self) -> None:
-        self.learner = MatLearner(self._config, team=self._team)
+        self.learner = MatLearner(self._config, team=self._team, others=self._others)
 
     async def restart(self) -> None:
         await self.start()
@@ -146,13 +152,13 @@ def test_weights_that_do_not_arrive_stop_the_run(tmp_path: Path) -> None:
 def test_the_clock_and_the_count_of_a_step_are_its_own(tmp_path: Path) -> None:
     """An evaluation after step k has seen k steps' environment steps, and its time is not the step's."""
     run = driver(job(tmp_path, trainer={"steps": 2, "eval_every": 1}))
-    evaluate_ = run.parts.workers.evaluate
+    evaluate_ = run.parts.workers.evaluate_tasks
 
-    async def slow(seeds: Sequence[int]) -> list[Episode]:
+    async def slow(seeds: Sequence[int]) -> list[list[Episode]]:
         await asyncio.sleep(0.05)
         return await evaluate_(seeds)
 
-    run.parts.workers.evaluate = slow  # type: ignore[method-assign]
+    run.parts.workers.evaluate_tasks = slow  # type: ignore[method-assign]
     asyncio.run(run.run())
     assert [figures["episode/actions_in_all"] for _, figures in run.parts.tracker.evals] == [0.0, 24.0, 48.0]
     for metrics in run.parts.tracker.steps.values():
@@ -253,7 +259,7 @@ def test_evaluation_draws_an_episode(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(ModelError, match="before holds no network of kind mat"):
         evaluate(tuned, str(tmp_path / "before"))
     four = {"name": "simple_spread", "args": {"max_cycles": 3, "N": 4}}
-    with pytest.raises(ModelError, match="3 agents there, 4 here"):
+    with pytest.raises(ModelError, match=r"observations of 21 numbers.* there; observations of 28 numbers.* here.*multi_agent\.pad"):
         evaluate(job(tmp_path / "new", multi_agent=four, model={"path": str(config.run_dir / "model")}))
 
 

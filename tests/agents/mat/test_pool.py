@@ -116,3 +116,31 @@ def test_a_segment_that_went_down_with_its_node_is_a_lost_learner(tmp_path: Path
     monkeypatch.setattr(LearnerGroup, "_call", fails)
     with pytest.raises(LearnerLost, match="a rollout worker's segment was lost with its node"):
         asyncio.run(MatLearners(job(tmp_path)).train_step(["segment"]))
+
+
+def test_workers_share_the_seeds_of_their_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Player(Actor):
+        """Answers with its number and the seed."""
+
+        def __init__(self, index: int) -> None:
+            super().__init__(begin=index)
+            self.evaluate = self
+            self._index = index
+
+        def remote(self, seeds: list[int]) -> Any:
+            return Answer([(self._index, seed) for seed in seeds])
+
+    pool = TeamPool(job(tmp_path, multi_agent={"tasks": {"a": {}, "b": {}}}, rollout={"workers": 4}))
+    monkeypatch.setattr(pool, "_new", Player)
+    asyncio.run(pool.start())
+    assert asyncio.run(pool.evaluate_tasks([10, 11, 12])) == [[(0, 10), (2, 11), (0, 12)], [(1, 10), (3, 11), (1, 12)]]
+    assert pool.teams == [0, 1], "the first worker of each task says its team"
+
+
+def test_a_worker_that_dies_of_drawing_is_replaced_and_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = started(tmp_path, monkeypatch, Actor(film=b"GIF89a"))
+    assert asyncio.run(pool.film(0, 7, ".gif")) == b"GIF89a"
+    pool = started(tmp_path, monkeypatch, Actor(film=DIES), Actor(film=DIES))
+    with pytest.raises(EnvironmentProblem, match=r"rollout worker 0 died of drawing an episode; set tracking\.video_every=0"):
+        asyncio.run(pool.film(0, 7, ".gif"))
+    assert pool.restarts == 1 and asyncio.run(pool.collect(0, fresh=False))[0].summary == {"steps": 1}

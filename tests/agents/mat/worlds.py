@@ -71,3 +71,43 @@ class Island(ParallelEnv):
 def make_island(*, render_mode: str | None = None, length: int = 5, spoils: str = "", dies_at: int | None = None) -> Island:
     """For ``multi_agent.name``."""
     return Island(length=length, spoils=spoils, dies_at=dies_at)
+
+
+class Crowd(ParallelEnv):
+    """Teams of any size: each agent sees its number and, n - 1 times, the size of the team. Its steps earn it 1 / n."""
+
+    metadata = {"name": "crowd"}  # noqa: RUF012
+
+    def __init__(self, n: int, length: int) -> None:
+        self.possible_agents = [f"agent_{i}" for i in range(n)]
+        self.agents: list[str] = []
+        self._n, self._length = n, length
+
+    def observation_space(self, agent: str) -> Any:
+        return spaces.Box(0.0, 10.0, (self._n,), np.float32)
+
+    def action_space(self, agent: str) -> Any:
+        return spaces.Discrete(3)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.agents, self._time = list(self.possible_agents), 0
+        return self._observe(), {agent: {} for agent in self.agents}
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        self._time += 1
+        agents, over = self.agents, self._time >= self._length
+        seen = self._observe()
+        self.agents = [] if over else agents
+        every = dict.fromkeys
+        return seen, every(agents, 1 / self._n), every(agents, False), every(agents, over), {agent: {} for agent in agents}
+
+    def render(self) -> np.ndarray:
+        return np.full((6, 8, 3), 40 * self._time, np.uint8)
+
+    def _observe(self) -> dict[str, Any]:
+        return {agent: np.array([i] + [self._n] * (self._n - 1), np.float32) for i, agent in enumerate(self.agents)}
+
+
+def make_crowd(*, render_mode: str | None = None, n: int = 2, length: int = 5) -> Crowd:
+    """For ``multi_agent.name``."""
+    return Crowd(n, length)
