@@ -31,7 +31,7 @@ from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.config import load_config
 from reasoner_ray.plot import plot_runs
 
-SHOWN = ("success", "stop_rate", "correct_stops", "wrong_stops", "steps", "distance", "error")
+SHOWN = ("success", "right", "stop_rate", "correct_stops", "wrong_stops", "steps", "distance", "final_distance", "error")
 JOBS = Path(__file__).parent.parent / "jobs" / "agdc"
 ALL = [
     *("ppo", "dqn", "ddpg"),

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from reasoner_ray.choices import Candidates, Choice, ChoiceForest, edge_logprobs, expectation, make_forest, make_trie
-from reasoner_ray.trajectory import Status, Trajectory
+from reasoner_ray.trajectory import Bootstrap, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,15 +141,14 @@ class _Unit:
 
 
 def pack(
-    trajectories: Sequence[Trajectory], *, tokens_per_microbatch: int, share_prefixes: bool = True, bootstrap: bool = True
+    trajectories: Sequence[Trajectory], *, tokens_per_microbatch: int, share_prefixes: bool = True, bootstrap: Bootstrap = "truncated"
 ) -> list[Batch]:
     """Pack ``trajectories`` into rows of at most ``tokens_per_microbatch`` computed tokens.
 
     Contexts are sorted by their tokens, so that shared prefixes are neighbours and each is computed once a row;
     neighbours of one group stay in one row where they fit. A single context beyond the budget gets a row of its own.
     Tokens after the last trainable one predict nothing and are not computed, nor is that last token itself, except
-    where the trajectory was truncated and ``bootstrap`` asks for the value of the state after it. A trajectory without
-    trainable tokens is left out.
+    where ``bootstrap`` asks for the value of the state after it. A trajectory without trainable tokens is left out.
 
     Raises ``ValueError`` where the budget is below one token.
     """
@@ -178,13 +177,13 @@ def unpack_bootstrap(batches: Sequence[Batch], parts: Sequence[torch.Tensor], n_
     return values
 
 
-def _units(trajectories: Sequence[Trajectory], bootstrap: bool) -> list[_Unit]:
+def _units(trajectories: Sequence[Trajectory], bootstrap: Bootstrap) -> list[_Unit]:
     units, stream_start = [], 0
     for number, trajectory in enumerate(trajectories):
         trained = np.flatnonzero(trajectory.loss_mask)
         if len(trained) == 0:
             continue
-        bootstraps = bootstrap and trajectory.status is Status.TRUNCATED
+        bootstraps = trajectory.goes_on(bootstrap)
         for a, b in pairwise([*trajectory.context_starts, len(trajectory.tokens)]):
             last = b == len(trajectory.tokens)
             inside = trained[(trained >= a) & (trained < b)]

@@ -33,6 +33,8 @@ DEFAULT_METRICS = (
     "eval/return",
     "eval/success",
     "eval/stop_rate",
+    "eval/correct_stops",
+    "eval/wrong_stops",
     "eval/steps",
     "eval/distance",
     "mismatch/k3",

@@ -17,6 +17,9 @@ import torch
 
 from reasoner_ray.choices import Choice
 
+Bootstrap = Literal["none", "unended", "truncated"]
+"""Which trajectories go on with the critic's value after their last token: none, those that nothing but our limits ended, or also
+those that a limit of the environment's or of tokens cut."""
 ENV_VERSION = -1
 """Policy version of a token that no policy sampled (prompt, observation, tool output)."""
 
@@ -72,6 +75,7 @@ class Trajectory:
     rewards: np.ndarray  # float32 [T]; sparse, only on trainable tokens
     spans: tuple[Span, ...]
     status: Status = Status.FINISHED
+    unended: bool = False  # truncated by limits of ours alone, while its environment went on
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +111,10 @@ class Trajectory:
         """The oldest policy version that sampled one of its tokens (ENV_VERSION if none did)."""
         versions = self.policy_versions[self.loss_mask]
         return int(versions.min()) if len(versions) else ENV_VERSION
+
+    def goes_on(self, bootstrap: Bootstrap) -> bool:
+        """Whether the state after its last token has a value that counts."""
+        return self.status is Status.TRUNCATED and (bootstrap == "truncated" or (bootstrap == "unended" and self.unended))
 
     def with_outcome(self, reward: float, **info: Any) -> Trajectory:
         """A copy with ``reward`` added at the last trainable token and ``info`` merged in."""
@@ -176,7 +184,7 @@ class TrajectoryBuilder:
                 return
         raise ValueError("a duration needs an action before it")
 
-    def build(self, status: Status = Status.FINISHED, **info: Any) -> Trajectory:
+    def build(self, status: Status = Status.FINISHED, *, unended: bool = False, **info: Any) -> Trajectory:
         """The finished trajectory."""
         return Trajectory(
             **self._identity,
@@ -187,6 +195,7 @@ class TrajectoryBuilder:
             rewards=np.asarray(self._rewards, dtype=np.float32),
             spans=tuple(self._spans),
             status=status,
+            unended=unended,
             info={**self._info, **info},
         )
 
@@ -219,6 +228,7 @@ class TokenStreams:
     trajectory_end: torch.Tensor  # bool [K]; last trainable token of its trajectory
     group_index: torch.Tensor  # int64 [n]; which group a trajectory belongs to
     truncated: torch.Tensor  # bool [n]; cut by a limit, so the value after the last token may be bootstrapped
+    unended: torch.Tensor | None = None  # bool [n]; truncated, and by our limits alone; None: none is
     durations: torch.Tensor | None = None  # float32 [K]; environment steps that the token's action took; None: 1 each
     values: torch.Tensor | None = None  # float32 [K]; V(state that predicts the token)
     bootstrap: torch.Tensor | None = None  # float32 [n]; V(state after the last token), 0 where terminal
@@ -278,5 +288,6 @@ def flatten(trajectories: Sequence[Trajectory]) -> TokenStreams:
         trajectory_end=join(trajectory_end, torch.bool),
         group_index=torch.tensor([groups[t.group_id] for t in trajectories], dtype=torch.int64),
         truncated=torch.tensor([t.status is Status.TRUNCATED for t in trajectories], dtype=torch.bool),
+        unended=torch.tensor([t.goes_on("unended") for t in trajectories], dtype=torch.bool),
         durations=join(durations, torch.float32),
     )

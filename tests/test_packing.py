@@ -57,7 +57,7 @@ def test_packing_is_lossless_within_its_budget(trajectories: list[Trajectory], b
 @settings(deadline=None, max_examples=100)
 @given(trajectories=forests())
 def test_one_row_computes_each_distinct_prefix_once(trajectories: list[Trajectory]) -> None:
-    batches = pack(trajectories, tokens_per_microbatch=10**6, bootstrap=False)
+    batches = pack(trajectories, tokens_per_microbatch=10**6, bootstrap="none")
     prefixes = set()
     for t in trajectories:
         if t.trainable_tokens:

@@ -26,7 +26,7 @@ from reasoner_ray.losses import (
     value_loss,
 )
 from reasoner_ray.registry import Registry, suggest
-from reasoner_ray.trajectory import TokenStreams
+from reasoner_ray.trajectory import Bootstrap, TokenStreams
 
 S = TypeVar("S", bound=AlgorithmSettings)
 C = TypeVar("C", bound=CriticSettings)
@@ -100,9 +100,11 @@ class Algorithm(ABC, Generic[S]):
         """True where ``credit`` reads ``streams.old_logprobs``, so that a single update cannot do without them."""
         return settings.kl_coef > 0 and settings.kl_in == "reward"
 
-    def wants_bootstrap(self, settings: S) -> bool:
-        """True where ``credit`` reads ``streams.bootstrap``."""
-        return isinstance(settings, CriticSettings) and settings.bootstrap_truncated
+    def wants_bootstrap(self, settings: S) -> Bootstrap:
+        """The trajectories whose ``streams.bootstrap`` the credit reads."""
+        if not isinstance(settings, CriticSettings):
+            return "none"
+        return "truncated" if settings.bootstrap_truncated else "unended"
 
     def target_decay(self, settings: S) -> float:
         """How much of the soft critic's target stays at an optimiser step; the rest becomes its Q network."""

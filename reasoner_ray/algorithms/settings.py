@@ -47,7 +47,7 @@ class CriticSettings(AlgorithmSettings):
     lambda_action: float = Field(0.95, ge=0, le=1, description="GAE lambda from one action to the next")
     bootstrap_truncated: bool = Field(
         False,
-        description="continue a trajectory that a limit cut with the critic's value; false: the cut is the end and earns nothing more",
+        description="continue what a limit cut with the critic's value; false: only episodes that nothing but rollout.max_turns ended",
     )
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss")
     value_clip: float | None = Field(None, gt=0, description="trust region of the value, in units of reward; null: none")

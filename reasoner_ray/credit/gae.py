@@ -42,7 +42,8 @@ def hierarchical_gae(
     """Advantages and value targets ``A + V`` of each token, both float32 [K].
 
     With ``bootstrap_truncated`` a trajectory that a limit cut continues with ``streams.bootstrap`` (discounted by
-    gamma_action), else every end is terminal. Computed in float64, as a scan of log2(longest trajectory) steps.
+    gamma_action), else only one that nothing but a limit of ours ended (``streams.unended``), where there are bootstrap values.
+    Computed in float64, as a scan of log2(longest trajectory) steps.
 
     Raises ``ValueError`` where the streams carry no values, or no bootstrap values that are needed.
     """
@@ -92,11 +93,12 @@ def action_streams(streams: TokenStreams) -> TokenStreams:
 
 def _values_after_end(streams: TokenStreams, bootstrap_truncated: bool) -> torch.Tensor:
     """V(state after the last token) of each token's trajectory, float64 [K]; 0 where that state is terminal."""
-    if not bootstrap_truncated or not bool(streams.truncated.any()):
+    goes_on = streams.truncated if bootstrap_truncated else streams.unended
+    if goes_on is None or not bool(goes_on.any()) or (streams.bootstrap is None and not bootstrap_truncated):
         return torch.zeros(streams.n_tokens, dtype=torch.float64, device=streams.rewards.device)
     if streams.bootstrap is None:
         raise ValueError("bootstrap_truncated needs streams.bootstrap")
-    return torch.where(streams.truncated, streams.bootstrap.double(), 0.0)[streams.trajectory_index]
+    return torch.where(goes_on, streams.bootstrap.double(), 0.0)[streams.trajectory_index]
 
 
 def _backward_scan(deltas: torch.Tensor, carry: torch.Tensor, longest: int) -> torch.Tensor:

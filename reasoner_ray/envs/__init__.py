@@ -19,6 +19,8 @@ ENTRY_POINTS = {
     "TomatoLettuceSalad": "reasoner_ray.envs.text.overcooked:TomatoLettuceSalad",
     "TomatoSalad": "reasoner_ray.envs.text.overcooked:TomatoSalad",
 }
+NUMERIC = ("KeyToDoor", "ObjectSearch", "SourceTerm")
+"""Those whose observations are numbers: for agents that are no language models, and not to be played in a terminal."""
 VECTOR_ENTRY_POINTS = {
     "ObjectSearch": "reasoner_ray.envs.object_search.environment:ObjectSearchVector",
     "SourceTerm": "reasoner_ray.envs.source_term.environment:SourceTermVector",

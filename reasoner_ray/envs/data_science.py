@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import string
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -16,12 +17,16 @@ from reasoner_ray.envs.data_science_sets import Table, check_splits, load_table,
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.sandbox.box import Sandbox
 from reasoner_ray.sandbox.limits import Level, Limits
-from reasoner_ray.sandbox.program import decode_array
+from reasoner_ray.sandbox.program import Status, decode_array
 
 FAILED_REWARD = -1.0
 MAX_ACTION = 20_000
 """Characters of an action; a longer one is an error."""
 FORBIDDEN = ("GridSearchCV(",)
+UNREADABLE = ("SyntaxError", "IndentationError", "TabError", "TooLong", "Forbidden")
+"""Errors of an action that is no program that may run."""
+FAILURES = ("unreadable", *(status for status in get_args(Status) if status != "ok"))
+"""How a try fails: before it runs, or as the sandbox says; predictions that cannot be scored are an "error"."""
 PRELOAD = tuple(
     f"sklearn.{name}"
     for name in "ensemble linear_model tree svm neighbors naive_bayes neural_network discriminant_analysis pipeline preprocessing "
@@ -57,6 +62,14 @@ class _Trial:
     auc: float | None  # mean over the splits, None where it failed
     error_type: str | None = None
     message: str = ""
+    status: Status = "error"
+
+    @property
+    def failure(self) -> str | None:
+        """One of FAILURES; None where the program ran."""
+        if self.error_type is None:
+            return None
+        return "unreadable" if self.error_type in UNREADABLE else self.status
 
 
 class DataScience(gymnasium.Env[str, str]):
@@ -72,8 +85,9 @@ class DataScience(gymnasium.Env[str, str]):
     other half's features; ROC-AUC (one-vs-one for several classes) is computed here. The episode ends with the first
     program that runs, else after ``tries``; a failed program is shown with its error in the next observation.
 
-    ``info``: ``success``, ``auc`` (None where it failed), ``error_type``, ``ending`` ("ran", "tries" or None) and
-    ``isolation``, the level of the sandbox.
+    ``info``: ``success``, ``auc`` (None where it failed), ``error_type``, ``ending`` ("ran", "tries" or None),
+    ``isolation``, the level of the sandbox, ``invalid`` (the action was no program that may run) and ``metrics`` of the episode
+    so far: ``auc`` where one ran, and how many tries failed in which way (``failed_timeout`` and so on, see FAILURES).
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own name and type)
@@ -115,6 +129,7 @@ class DataScience(gymnasium.Env[str, str]):
         """The task. The splits are those of the constructor's seed, in every episode."""
         super().reset(seed=seed, options=options)
         self._used, self._is_over = 0, False
+        self._failures: Counter[str] = Counter()
         return _ascii(self.prompt()), {"isolation": str(self._sandbox.level)}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -126,7 +141,12 @@ class DataScience(gymnasium.Env[str, str]):
         trial = self._try(body) if len(action) <= MAX_ACTION else _Trial(None, "TooLong", f"it is longer than {MAX_ACTION} characters")
         ending = "ran" if trial.auc is not None else "tries" if self._used >= self._tries else None
         self._is_over = ending is not None
+        if trial.failure is not None:
+            self._failures[trial.failure] += 1
+        counts = {f"failed_{kind}": float(self._failures[kind]) for kind in FAILURES}
         info = {
+            "invalid": trial.failure == "unreadable",
+            "metrics": counts if trial.auc is None else {**counts, "auc": trial.auc},
             "success": trial.auc is not None,
             "auc": trial.auc,
             "error_type": trial.error_type,
@@ -177,7 +197,7 @@ class DataScience(gymnasium.Env[str, str]):
         }
         outcome = self._sandbox.run(_HARNESS, inputs, ["probabilities.npy", "classes.npy"])
         if outcome.status != "ok":
-            return _Trial(None, outcome.error_type, outcome.detail or str(outcome.error_type))
+            return _Trial(None, outcome.error_type or outcome.status, outcome.detail or str(outcome.error_type), outcome.status)
         try:
             return _Trial(score(self._table, test, outcome.outputs))
         except ValueError as error:

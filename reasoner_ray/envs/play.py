@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from reasoner_ray.envs import ENTRY_POINTS
+from reasoner_ray.envs import ENTRY_POINTS, NUMERIC
 from reasoner_ray.envs.player import EnvironmentFailure, EnvironmentSpec, Player, StepResult
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
 
@@ -55,8 +55,11 @@ def play(
 
 def _full_id(name: str) -> str:
     full = f"reasoner_ray/{name}-v0" if name in ENTRY_POINTS else name
+    known = f"known: {', '.join(sorted(set(ENTRY_POINTS) - set(NUMERIC)))}, or module:Class of your own"
     if full not in gymnasium.registry and ":" not in full:
-        raise ConfigError(f"unknown environment {name!r}; known: {', '.join(sorted(ENTRY_POINTS))}, or module:Class of your own")
+        raise ConfigError(f"unknown environment {name!r}; {known}")
+    if full.removeprefix("reasoner_ray/").removesuffix("-v0") in NUMERIC:
+        raise ConfigError(f"{name} shows numbers, and a game in the terminal needs texts; {known}")
     return full
 
 

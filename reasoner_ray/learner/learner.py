@@ -321,7 +321,7 @@ class Learner:
         result = torch.zeros(sum(t.trainable_tokens for t in trajectories))
         learner = self.config.learner
         packed = pack(
-            trajectories, tokens_per_microbatch=learner.tokens_per_microbatch, share_prefixes=learner.share_prefixes, bootstrap=False
+            trajectories, tokens_per_microbatch=learner.tokens_per_microbatch, share_prefixes=learner.share_prefixes, bootstrap="none"
         )
         for batch in packed:
             out = self.engine.forward(batch, want_values=False, want_entropy=False, want_q=False, want_target=False)

@@ -24,7 +24,7 @@ def predict(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[torch
     """
     settings, engine, values = learner.config.learner, learner.engine, learner.algorithm.needs_critic
     batches = pack(
-        trajectories, tokens_per_microbatch=settings.tokens_per_microbatch, share_prefixes=settings.share_prefixes, bootstrap=False
+        trajectories, tokens_per_microbatch=settings.tokens_per_microbatch, share_prefixes=settings.share_prefixes, bootstrap="none"
     )
     own = batches[engine.rank :: engine.world_size]
     rounds = -(-len(batches) // engine.world_size)  # all ranks must compute equally often

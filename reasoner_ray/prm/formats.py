@@ -80,7 +80,7 @@ class _YesNoModel(TextStepModel):
     @torch.no_grad()
     def _read(self, contexts: Sequence[list[int]]) -> list[float]:
         rows = [read_at(context, [len(context)], [0.0], behind=answer) for context in contexts for answer in self._answers]
-        batches = pack(rows, tokens_per_microbatch=self._budget, bootstrap=False)
+        batches = pack(rows, tokens_per_microbatch=self._budget, bootstrap="none")
         parts = [self._lm(batch, want_values=False, want_entropy=False, want_q=False, want_target=False).logprobs for batch in batches]
         self.tokens += sum(batch.n_packed for batch in batches)
         yes, no = unpack(batches, parts, len(rows)).view(-1, 2).unbind(1)
@@ -152,7 +152,7 @@ class QwenModel(TextStepModel):
     @torch.no_grad()
     def _read(self, contexts: Sequence[list[int]]) -> list[float]:
         rows = [read_at(context, [len(context)], [0.0]) for context in contexts]
-        parts, batches = [], pack(rows, tokens_per_microbatch=self._budget, bootstrap=False)
+        parts, batches = [], pack(rows, tokens_per_microbatch=self._budget, bootstrap="none")
         for batch in batches:
             self.tokens += batch.n_packed
             on = (batch.padded(128) if self._device.type == "cuda" else batch).to(self._device)

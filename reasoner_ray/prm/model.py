@@ -119,7 +119,7 @@ class ProcessModel(CachedStepModel):
 
     def _packed(self, rows: Rows) -> torch.Tensor:
         readings = [read_at(p.tokens, [p.ends[step] for step in steps], [0.0] * len(steps)) for p, steps in rows]
-        batches = pack(readings, tokens_per_microbatch=self._budget, bootstrap=False)
+        batches = pack(readings, tokens_per_microbatch=self._budget, bootstrap="none")
         parts = [self._policy.state_values(batch) for batch in batches]
         self.tokens += sum(batch.n_packed for batch in batches)
         return unpack(batches, parts, sum(len(steps) for _, steps in rows))

@@ -65,8 +65,8 @@ class Scorer:
 
         A trajectory whose answer could not be judged comes back FAILED, without a reward. The summary holds, a
         trajectory each: ``rewards`` (NaN where failed), ``statuses``, ``lengths`` (trainable tokens), ``oldest_versions``;
-        and ``parts`` (mean value of each term), ``metrics`` and ``environment_failures`` (of the episodes), ``label`` (the
-        item's), ``unscored`` (how many answers by error type), ``failed`` (whether any trajectory may not be trained on),
+        and ``parts`` (mean value of each term), ``metrics``, ``environment_failures`` and ``environment_errors`` (of the
+        episodes), ``label`` (the item's), ``unscored`` (how many answers by error type), ``failed`` (whether any trajectory may not be trained on),
         ``error`` (why), ``samples`` (one ``SampleRow``); with process rewards what ``ProcessReward.apply`` says of them.
         """
         judged = self._judge(trajectories, item)
@@ -122,6 +122,7 @@ def _summary(judged: Sequence[_Judged], rewarded: Sequence[Trajectory], item: It
         "unscored": {kind: sum(s.error_type == kind for s in unscored) for kind in {s.error_type for s in unscored}},
         "metrics": _metrics_of(rewarded),
         "label": str(item.info.get("label", "")),
+        "environment_errors": {kind: text for t in rewarded for kind, text in t.info.get("environment_errors", {}).items()},
         "environment_failures": _total(t.info.get("environment_failures", {}) for t in rewarded),
         "failed": bool(bad),
         "samples": [_sample(j, t, item) for j, t in zip(judged[:1], rewarded[:1], strict=True)],

@@ -101,6 +101,7 @@ class TrainerDriver:
         self._probe_due = False
         self._readmit: list[int] = []
         self._failure: BaseException | None = None
+        self._environment_errors: set[str] = set()  # texts that were told
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._group_done = asyncio.Event()
         self._stop = asyncio.Event()
@@ -283,6 +284,10 @@ class TrainerDriver:
         scored = await self.parts.scorers.score(result, item)
         self.counters.answers_unscored += sum(scored.summary["unscored"].values())
         self.counters.environment.update(scored.summary.get("environment_failures", {}))
+        for kind, text in scored.summary.get("environment_errors", {}).items():
+            if text not in self._environment_errors:  # each is told once; their numbers are metrics
+                self._environment_errors.add(text)
+                self.parts.tracker.event(f"an episode was played again, its environment failed ({kind}): {text}", "warning")
         return scored
 
     def _on_produced(self, index: int, task: asyncio.Task[None]) -> None:

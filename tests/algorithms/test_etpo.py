@@ -135,7 +135,8 @@ def test_settings_are_those_that_have_an_effect() -> None:
     for useless in ("clip_low", "clip_high", "behaviour_cap", "entropy_coef", "kl_coef", "kl_in", "kl_estimator", "normalize_advantages"):
         with pytest.raises(ConfigError, match=f"{useless}: unknown setting of etpo"):
             etpo.settings({useless: 0.1})
-    assert not (etpo.wants_reference(chosen) or etpo.wants_old_logprobs(chosen) or etpo.wants_bootstrap(chosen))
+    assert not (etpo.wants_reference(chosen) or etpo.wants_old_logprobs(chosen))
+    assert etpo.wants_bootstrap(chosen) == "none"
     text = describe_algorithm("etpo")
     for part in ("Estimator:", "When:", "How it fails:", "Deviations:", "soft critic (learner.critic=soft_q)", "beta", "arXiv"):
         assert part in text

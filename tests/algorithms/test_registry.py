@@ -94,9 +94,9 @@ def test_what_an_algorithm_asks_of_the_learner(name: str) -> None:
     assert algorithm.needs_group is (name in ("grpo", "rloo"))
     assert [algorithm.wants_reference(s) for s in (plain, in_loss, in_reward)] == [False, True, True]
     assert [algorithm.wants_old_logprobs(s) for s in (plain, in_loss, in_reward)] == [False, False, True]
-    assert not algorithm.wants_bootstrap(plain)
+    assert algorithm.wants_bootstrap(plain) == ("unended" if algorithm.needs_critic else "none")
     if algorithm.needs_critic:
-        assert algorithm.wants_bootstrap(algorithm.settings({"bootstrap_truncated": True}))
+        assert algorithm.wants_bootstrap(algorithm.settings({"bootstrap_truncated": True})) == "truncated"
 
 
 def test_kl_estimator_follows_its_place() -> None:

@@ -23,6 +23,7 @@ def make_trajectory(
     observation: int = 1,
     status: Status = Status.FINISHED,
     durations: Sequence[int] = (),
+    unended: bool = False,
 ) -> Trajectory:
     """A prompt, then each action followed by ``observation`` environment tokens that carry no reward; durations are 1 where not given."""
     builder = TrajectoryBuilder(id=name, group_id=group, task="test")
@@ -33,7 +34,7 @@ def make_trajectory(
         builder.add_reward(reward)
         if turn < len(durations):
             builder.set_duration(durations[turn])
-    return builder.build(status)
+    return builder.build(status, unended=unended)
 
 
 def make_streams(
@@ -82,6 +83,7 @@ def trajectory_lists(draw: st.DrawFn, max_size: int = 5) -> list[Trajectory]:
             group=draw(st.sampled_from("ab")),
             observation=draw(st.integers(0, 3)),
             status=draw(st.sampled_from([Status.FINISHED, Status.TRUNCATED])),
+            unended=draw(st.booleans()),
             durations=draw(st.lists(st.integers(0, 4), max_size=5)),
         )
         for i in range(draw(st.integers(1, max_size)))

@@ -47,7 +47,8 @@ def double_loop(
         spans = [s for s in trajectory.spans if s.kind == "model" and s.end > s.start]
         size = sum(s.end - s.start for s in spans)
         advantages, k = [0.0] * size, size - 1
-        next_value = float(streams.bootstrap[i]) if bootstrap and trajectory.status is Status.TRUNCATED else 0.0
+        goes_on = trajectory.status is Status.TRUNCATED and (bootstrap or trajectory.unended)
+        next_value = float(streams.bootstrap[i]) if goes_on else 0.0
         next_advantage = 0.0
         for span in reversed(spans):
             for j in reversed(range(span.start, span.end)):
@@ -112,6 +113,14 @@ def test_truncation_continues_with_the_bootstrap_value_only_where_asked() -> Non
     assert gae(streams, 1.0, 0.5, 1.0, 1.0).advantages.tolist() == [-1.0, -1.0]
 
 
+def test_an_episode_that_only_our_limit_ended_goes_on_with_the_bootstrap_value() -> None:
+    cut, timed_out = (make_trajectory([(1, 1.0)], status=Status.TRUNCATED, unended=unended) for unended in (True, False))
+    streams = make_streams(cut, timed_out, values=[2.0, 2.0], bootstrap=[10.0, 10.0])
+    assert gae(streams, 1.0, 0.5, 1.0, 1.0).advantages.tolist() == [4.0, -1.0]
+    without = make_streams(cut, timed_out, values=[2.0, 2.0])  # etpo looks no further
+    assert gae(without, 1.0, 0.5, 1.0, 1.0).advantages.tolist() == [-1.0, -1.0]
+
+
 @pytest.mark.parametrize(
     ("settings_", "first"),
     [((1.0, 0.95, 0.95, 0.95), 0.277), ((0.95, 0.95, 0.95, 0.95), 0.094), ((1.0, 0.95, 1.0, 0.95), 0.815)],
@@ -148,7 +157,7 @@ def test_scan_equals_the_double_loop_on_a_long_trajectory() -> None:
 @given(trajectory_lists(), unit, st.integers(0, 100))
 def test_deltas_of_an_action_telescope_with_gamma_token_one(trajectories: list[Trajectory], gamma: float, seed: int) -> None:
     """With lambda_token = 1, lambda_action = 0 the first token's advantage is the sum of its action's deltas."""
-    streams = random_streams(trajectories, seed)
+    streams = replace(random_streams(trajectories, seed), unended=None)
     advantages = gae(streams, 1.0, gamma, 1.0, 0.0).advantages
     per_action = action_streams(streams)
     assert per_action.values is not None

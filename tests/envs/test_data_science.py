@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from reasoner_ray.envs import data_science_sets
-from reasoner_ray.envs.data_science import FAILED_REWARD, MAX_ACTION, DataScience, function_body, score
+from reasoner_ray.envs.data_science import FAILED_REWARD, FAILURES, MAX_ACTION, DataScience, function_body, score
 from reasoner_ray.envs.data_science_sets import Table, load_table, places_of_labels, read_csv
 from reasoner_ray.errors import ConfigError, DataError, EnvironmentProblem
 from reasoner_ray.sandbox.levels import isolation_level
@@ -203,6 +203,8 @@ def test_known_models_on_balance_scale(body: str, auc: float, make: Any) -> None
         "error_type": None,
         "ending": "ran",
         "isolation": str(isolation_level().level),
+        "invalid": False,
+        "metrics": {**{f"failed_{kind}": 0.0 for kind in FAILURES}, "auc": reward},
     }
     with pytest.raises(ResetNeeded):
         env.step(body)
@@ -223,6 +225,8 @@ def test_five_tries_with_the_error_shown(make: Any) -> None:
         assert (reward, info["error_type"], info["auc"], info["success"]) == (FAILED_REWARD, error_type, None, False)
         assert message in observation and env.prompt() in observation and function_body(action).splitlines()[0][:100] in observation
         assert (terminated, info["ending"]) == ((True, "tries") if index == 4 else (False, None))
+        assert info["invalid"] == (error_type in ("SyntaxError", "Forbidden", "TooLong"))
+    assert {name: n for name, n in info["metrics"].items() if n} == {"failed_unreadable": 3.0, "failed_error": 2.0}
     assert env.reset()[0] == env.prompt()
     assert play(env, CONSTANT)[1:3] == (0.5, True)
 
@@ -247,6 +251,13 @@ def test_what_fails(body: str, error_type: str, make: Any) -> None:
     _, reward, terminated, info = play(env, body)
     allowed = {error_type, "PermissionError"} if "shadow" in body else {error_type}
     assert reward == FAILED_REWARD and info["error_type"] in allowed and (terminated, info["ending"]) == (True, "tries")
+    (failure,) = (name for name, n in info["metrics"].items() if n == 1.0)
+    kinds = {
+        "Timeout": ["failed_timeout"],
+        "PermissionError": ["failed_forbidden"],
+        "FileNotFoundError": ["failed_error", "failed_forbidden"],
+    }
+    assert failure in kinds.get(error_type, ["failed_error"])
 
 
 def test_classes_may_come_in_any_order(make: Any) -> None:

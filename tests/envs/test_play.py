@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from reasoner_ray.envs import ENTRY_POINTS, NUMERIC
 from reasoner_ray.envs.play import Played, play
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
 
@@ -54,6 +57,21 @@ def test_texts_in_square_brackets_are_shown_as_they_are() -> None:
 def test_an_unknown_environment_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown environment 'Foo'; known: CreditChain, .*TomatoSalad"):
         play("Foo")
+
+
+@pytest.mark.parametrize("name", ["SourceTerm", "reasoner_ray/KeyToDoor-v0", "ObjectSearch"])
+def test_an_environment_of_numbers_is_refused(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"{name} shows numbers, and a game in the terminal needs texts; known: CreditChain, DataScience, E"
+    ):
+        play(name)
+
+
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
+def test_numeric_names_those_that_have_no_texts(name: str) -> None:
+    module, _, body = ENTRY_POINTS[name].partition(":")
+    source = Path(str(find_spec(module).origin)).read_text()  # type: ignore[union-attr]
+    assert (f"class {body}(gymnasium.Env[str, str])" in source or "text" in module) == (name not in NUMERIC)
 
 
 def test_arguments_that_the_environment_does_not_take() -> None:

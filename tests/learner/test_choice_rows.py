@@ -126,7 +126,7 @@ def test_gradients_do_not_depend_on_sharing_or_cut(policy: PolicyModel, forget: 
 
 
 def test_a_list_met_many_times_is_computed_once() -> None:
-    once = pack([episode([0, 1], [0, 1], forget=True)], tokens_per_microbatch=1000, bootstrap=False)[0]
+    once = pack([episode([0, 1], [0, 1], forget=True)], tokens_per_microbatch=1000, bootstrap="none")[0]
     many = [episode([0, 1, 0, 1], [i % 3, (i + 1) % 3, 2, 0], forget=True, group=str(i)) for i in range(20)]
     often = pack(many, tokens_per_microbatch=1000)[0]
     assert often.n_packed == once.n_packed and len(often.targets) == len(once.targets)

@@ -13,6 +13,7 @@ from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import get_task
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.packing import pack
+from reasoner_ray.rollout.engine import check_room
 from reasoner_ray.rollout.worker import RolloutWorker
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.scorer import Scorer
@@ -132,6 +133,7 @@ def test_a_broken_environment_costs_one_episode_and_is_counted(
     reward = reward_terms(job(tiny_model_dir, {}).scoring, job(tiny_model_dir, {}).task)
     _, scored = Scorer(reward, tokenizer).score_group(trajectories, get_task(job(tiny_model_dir, {}).task).train()[0])
     assert scored["environment_failures"] == {kind: 2} and scored["label"] == "training"
+    assert WORLD in scored["environment_errors"][kind] and ("the door is shut" if how == "raise" else "nan") in str(scored)
     assert len(scored["metrics"]["success"]) == 3
 
 
@@ -148,10 +150,32 @@ def test_an_environment_that_never_ends_is_cut_and_counted(tiny_model_dir: Path,
     trajectories, summary, _ = play(tiny_model_dir, tokenizer, {"max_turns": 4}, n=6, limit=10**9)
     for t in trajectories:
         unended = t.info["metrics"]["success"] == 0
+        assert t.unended == unended == t.goes_on("unended"), "a critic looks beyond the cut"
         assert t.info["metrics"]["unended"] == float(unended) == float(t.status is Status.TRUNCATED)
     assert not summary["failed"]
     (ended,), _, _ = play(tiny_model_dir, tokenizer, {}, limit=1)
     assert ended.info["metrics"]["unended"] == 0.0, "the environment's own limit"
+
+
+@pytest.mark.parametrize("limit", range(8, 24))
+def test_a_prompt_that_nearly_fills_the_context_ends_the_episode_and_not_the_job(
+    tiny_model_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    score = ScriptedEngine.next_logprobs
+
+    async def with_room(self: ScriptedEngine, prompt: list[int], *arguments: Any) -> list[float]:
+        check_room(prompt, limit, 10**9)
+        return await score(self, prompt, *arguments)
+
+    monkeypatch.setattr(ScriptedEngine, "next_logprobs", with_room)
+    rollout = {"max_context": limit, "max_new_tokens": 4, "agent": {"history_tokens": 100}}
+    (t,), summary, _ = play(tiny_model_dir, tokenizer, rollout)
+    first, longest = len(tokenizer.encode("room 0, you")), max(len(tokenizer.encode(a)) for a in (" go left", " go right"))
+    if first + longest > limit:
+        assert t.status is Status.FAILED
+        assert f"its first observation and an action take {first + longest} tokens; set rollout.max_context" in summary["error"]
+    else:
+        assert t.status.is_trainable and t.trainable_tokens and len(t.tokens) - max(t.context_starts) <= limit
 
 
 def test_an_environment_that_always_fails_fails_its_group_by_name(

@@ -104,6 +104,7 @@ class FakeScorers:
             return GroupResult(trajectories=result.trajectories, summary={**result.summary, **bad})
         if result.trajectories is not None:
             result.summary["environment_failures"] = self.environment(result.trajectories)
+            result.summary["environment_errors"] = {kind: f"the world: it {kind}" for kind in result.summary["environment_failures"]}
         return result
 
     async def fetch(self, result: GroupResult) -> Any:

@@ -93,6 +93,8 @@ def test_failures_of_environments_are_counted_by_kind_and_stop_nothing(tmp_path:
     run(driver)
     last = driver.parts.tracker.steps[5]
     assert (last["faults/environment_died"], last["faults/environment_timeout"], last["faults/groups_failed"]) == (3, 1, 0)
+    told = [text for text in map(str, driver.parts.tracker.events) if "its environment failed" in text]
+    assert len(told) == 2 and "(died): the world: it died" in told[0], "each is named once"
 
 
 def test_a_job_whose_every_group_fails_ends_with_the_reason(tmp_path: Path) -> None:

@@ -7,22 +7,23 @@ from dataclasses import dataclass
 
 import torch
 
-from reasoner_ray.agents.agdc.prior import SourcePrior
+from reasoner_ray.agents.agdc.prior import SourcePrior, usual_estimates
 from reasoner_ray.agents.agdc.settings import BeliefConfig, taken_sensor
 from reasoner_ray.envs.source_term.core import at_ground
 from reasoner_ray.envs.source_term.plume import PHI, TAU, D, Q, U, X, Y, Z, concentration, log_likelihood
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
+from reasoner_ray.errors import ConfigError
 
 BLOCKS = ((X, Y, Z), (Q,), (U, PHI), (D, TAU))
 """Parameters that a Metropolis move draws with their covariance."""
 BISECTIONS = 12
 MAX_STAGES = 60
 """Of one reading; past it the rest of the reading counts at once."""
-AT_ONCE = 16_000
+AT_ONCE = 64_000
 """Particles that are updated at once: what a processor's cache holds."""
 ELEMENTS = 200_000
 """Concentrations that exist at once while moves are judged."""
-FAULTS = ("nonfinite", "unexplained", "broken", "forced")
+FAULTS = ("nonfinite", "negative", "lost", "unknown", "unexplained", "broken", "forced")
 """What a ``ParticleBelief`` counts of what is out of order."""
 LOWEST = -1e30
 """Stands for a log-probability of minus infinity where it is multiplied."""
@@ -66,9 +67,10 @@ class ParticleBelief:
     all readings, so the belief is calibrated. ``move="reading"`` is the filter of published source-term code (Ristic's): one stage, moves
     judged by the newest reading alone; it grows over-confident.
 
-    A reading that is not finite says nothing (``nonfinite`` counts it); one that no particle explains is set aside (``unexplained``). A
-    particle whose likelihood is not a number explains nothing (``broken``). Where ``MAX_STAGES`` stages do not take a reading in, the rest
-    of it counts at once (``forced``).
+    A reading that is not finite says nothing (``nonfinite`` counts it), nor does one at a place that is not (``lost``); one below 0, which
+    no sensor with a threshold gives, is taken for 0 (``negative``); one that no particle explains is set aside (``unexplained``). For a
+    weather estimate that is not finite stands the middle of the scene's range (``unknown``). A particle whose likelihood is not a number
+    explains nothing (``broken``). Where ``MAX_STAGES`` stages do not take a reading in, the rest of it counts at once (``forced``).
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class ParticleBelief:
         """``n`` beliefs at once. Raises ``ConfigError`` for a sensor without noise."""
         self.settings, self.n, self.device = settings, n, torch.device(device)
         self.sensor = taken_sensor(settings, environment)
-        self._prior = SourcePrior(environment)
+        self._prior, self._usual = SourcePrior(environment), usual_estimates(environment).to(self.device)
         self._stream = torch.Generator(self.device).manual_seed(seed)
         count, readings = settings.particles, environment.max_steps + 1
         self._columns = torch.zeros(n, 8, count, device=self.device)  # a parameter's values side by side: several times faster
@@ -87,7 +89,7 @@ class ParticleBelief:
         self._places = torch.zeros(n, readings, 3, device=self.device)
         self._readings = torch.full((n, readings), torch.nan, device=self.device)
         self._length = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.nonfinite = self.unexplained = self.broken = self.forced = self.resampled = 0
+        self.nonfinite = self.negative = self.lost = self.unknown = self.unexplained = self.broken = self.forced = self.resampled = 0
         blocks = torch.zeros(8, 8, device=self.device)
         for block in BLOCKS:
             for place in block:
@@ -116,21 +118,42 @@ class ParticleBelief:
         return _effective_size(self.log_weights)
 
     def reset(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        """Begin the beliefs in ``mask`` [E] from the prior and the first ``observation`` [E, 7] (``core.OBSERVATION``)."""
+        """Begin the beliefs in ``mask`` [E] from the prior and the first ``observation`` [E, 7] (``core.OBSERVATION``).
+
+        Raises ``ConfigError`` as ``update`` does.
+        """
         rows = mask.nonzero().flatten()
         if not len(rows):
             return
-        self._estimates[rows] = observation[rows, 3:7]
+        estimates = observation[rows, 3:7]
+        known = torch.isfinite(estimates)
+        self.unknown += int((~known).any(dim=-1).sum())
+        self._estimates[rows] = torch.where(known, estimates, self._usual)
         self._columns[rows] = self._prior.draw(self._estimates[rows], self.settings.particles, self._stream).mT
         self.log_weights[rows] = -math.log(self.settings.particles)
         self._log_likelihood[rows], self._length[rows], self._readings[rows] = 0.0, 0, torch.nan
         self.update(mask, observation)
 
     def update(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        """Take in the reading of ``observation`` [E, 7] for the beliefs in ``mask`` [E]."""
-        self.nonfinite += int((~torch.isfinite(observation[mask, 2])).sum())
-        for rows in mask.nonzero().flatten().split(max(1, AT_ONCE // self.settings.particles)):
-            self._update(rows, at_ground(observation[rows, :2]), observation[rows, 2])
+        """Take in the reading of ``observation`` [E, 7] for the beliefs in ``mask`` [E].
+
+        Raises ``ConfigError`` for more readings than an episode of ``max_steps`` has.
+        """
+        chosen = mask.nonzero().flatten()
+        if len(chosen) and int(self._length[chosen].max()) >= self._readings.shape[1]:
+            raise ConfigError(
+                f"max_steps: this belief was made for episodes of {self._readings.shape[1] - 1} steps, and its environment goes on; make "
+                "it with the environment's own settings"
+            )
+        place, reading = observation[:, :2], observation[:, 2]
+        lost, seen = ~torch.isfinite(place).all(dim=-1), torch.isfinite(reading)
+        self.nonfinite += int((~seen[chosen]).sum())
+        self.negative += int((seen & (reading < 0))[chosen].sum())
+        self.lost += int(lost[chosen].sum())
+        place = torch.where(lost[:, None], 0.0, place)
+        reading = torch.where(seen & ~lost, reading.clamp_min(0.0), torch.nan)
+        for rows in chosen.split(max(1, AT_ONCE // self.settings.particles)):
+            self._update(rows, at_ground(place[rows]), reading[rows])
 
     def _update(self, rows: torch.Tensor, place: torch.Tensor, reading: torch.Tensor) -> None:
         """A ``reading`` [e] at ``place`` [e, 3] for the beliefs ``rows`` [e]."""

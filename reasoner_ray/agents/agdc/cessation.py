@@ -24,22 +24,29 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class BeliefSummary:
-    """What a rule may read of E beliefs over K parameters."""
+    """What a rule may read of E beliefs over K parameters. Mean and deviation are enough: the rest has defaults."""
 
     mean: torch.Tensor  # [E, K]
     deviation: torch.Tensor  # [E, K]; standard deviations
-    spread: torch.Tensor  # [E]; root of the total variance of what is searched for
-    mass: torch.Tensor  # [E]; probability that what is searched for lies within the tolerance of its mean
-    evidence: torch.Tensor  # [E, C]; what else tells right from wrong (a count of detections, say); may have no columns
+    spread: torch.Tensor = None  # type: ignore[assignment]  # [E]; root of the total variance of what is searched for (of all K)
+    mass: torch.Tensor | None = None  # [E]; probability that what is searched for lies within the tolerance of its mean (not known)
+    evidence: torch.Tensor = None  # type: ignore[assignment]  # [E, C]; what else tells right from wrong, a count of detections, say (none)
+
+    def __post_init__(self) -> None:
+        """Fill in what was left out."""
+        if self.spread is None:
+            object.__setattr__(self, "spread", torch.linalg.vector_norm(self.deviation, dim=-1))
+        if self.evidence is None:
+            object.__setattr__(self, "evidence", self.spread.new_zeros(len(self.spread), 0))
 
     def log_spread(self) -> torch.Tensor:
         """[E]."""
         return self.spread.clamp_min(SMALLEST).log()
 
     def evidence_vector(self) -> torch.Tensor:
-        """What ``Calibrated`` reads, [E, 2 + C]: log(spread), log-odds of the mass, evidence."""
-        mass = self.mass.clamp(1e-3, 1 - 1e-3)
-        return torch.cat([self.log_spread()[:, None], torch.logit(mass)[:, None], self.evidence], dim=-1)
+        """What ``Calibrated`` reads, [E, 2 + C]: log(spread), log-odds of the mass (where that is known, else [E, 1 + C]), evidence."""
+        odds = [] if self.mass is None else [torch.logit(self.mass.clamp(1e-3, 1 - 1e-3))[:, None]]
+        return torch.cat([self.log_spread()[:, None], *odds, self.evidence], dim=-1)
 
 
 class CessationRule(Protocol):
@@ -85,7 +92,7 @@ class Deviation:
     def __init__(self, config: CessationConfig) -> None:
         """Raises ``ConfigError`` for a threshold that can never be met."""
         given = config.threshold if isinstance(config.threshold, tuple) else (config.threshold,)
-        if not given or min(given) <= 0:
+        if not given or not all(one > 0 for one in given):  # false for NaN too
             raise ConfigError(
                 f"agdc.cessation.threshold: no deviation is below {given}; give numbers above 0, inf for what does not matter"
             )
@@ -111,7 +118,11 @@ class Mass:
         self._threshold = _probability(config)
 
     def wants(self, summary: BeliefSummary) -> torch.Tensor:
-        """bool [E]."""
+        """bool [E]. Raises ``ConfigError`` for beliefs that do not say their mass."""
+        if summary.mass is None:
+            raise ConfigError(
+                "agdc.cessation.rule: rule mass reads BeliefSummary.mass, which this belief leaves out; fill it in, or take rule spread"
+            )
         return summary.mass >= self._threshold
 
 
@@ -212,7 +223,7 @@ def make_rule(config: CessationConfig) -> CessationRule:
 
 def _single(config: CessationConfig, why: str) -> float:
     threshold = config.threshold
-    if isinstance(threshold, tuple) or threshold <= 0:
+    if isinstance(threshold, tuple) or not threshold > 0:  # NaN is not
         raise ConfigError(f"agdc.cessation.threshold: {threshold} can never be met by rule {config.rule} ({why}); give a number above 0")
     return threshold
 

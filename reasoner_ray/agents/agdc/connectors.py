@@ -21,7 +21,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from reasoner_ray.agents.agdc.cessation import CessationRule
 from reasoner_ray.agents.agdc.detection import Belief, GoalDetector
 from reasoner_ray.agents.agdc.settings import FeedbackConfig
-from reasoner_ray.agents.agdc.wrappers import Ceasing
+from reasoner_ray.agents.agdc.wrappers import Ceasing, finite
 from reasoner_ray.errors import ConfigError
 
 MakeBelief = Callable[[int], Belief]
@@ -43,7 +43,7 @@ class DetectGoals(ConnectorV2):
     def __init__(self, env: Ceasing, make_belief: MakeBelief, rule: CessationRule, feedback: FeedbackConfig, **options: Any) -> None:
         """``env``: where the episodes are played."""
         self._env, self._n = env, env.num_envs
-        self._detector = GoalDetector(make_belief(self._n), rule, feedback, self._n)
+        self.detector = GoalDetector(make_belief(self._n), rule, feedback, self._n)
         self._ids: list[str | None] = [None] * self._n
         super().__init__(**options)
 
@@ -54,7 +54,7 @@ class DetectGoals(ConnectorV2):
         space = input_observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ConfigError(f"AGDC reads observations that are vectors, not {space}")
-        more = np.full(self._detector.belief.n_features, np.inf, dtype=np.float32)
+        more = np.full(self.detector.belief.n_features, np.inf, dtype=np.float32)
         return spaces.Box(np.concatenate([space.low, -more]), np.concatenate([space.high, more]), dtype=np.float32)
 
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
@@ -63,10 +63,11 @@ class DetectGoals(ConnectorV2):
         began = torch.tensor([episode.id_ != known for episode, known in zip(episodes, self._ids, strict=True)])
         self._ids = [episode.id_ for episode in episodes]
         if bool(began.any()):
-            self._detector.begin(began, seen)
-        found = self._detector.advance(~began, seen)
+            self.detector.begin(began, seen)
+        found = self.detector.advance(~began, seen)
         for i, episode in enumerate(episodes):
-            shown = np.concatenate([np.asarray(episode.get_observations(-1)), found.features[i].cpu().numpy()]).astype(np.float32)
+            raw = finite(np.asarray(episode.get_observations(-1)))  # ``GoalDetector.unreadable`` counts what was not
+            shown = np.concatenate([raw, found.features[i].cpu().numpy()]).astype(np.float32)
             episode.observation_space = self.observation_space
             episode.set_observations(at_indices=-1, new_data=shown)
             if not bool(began[i]):

@@ -5,6 +5,12 @@ config.learners(learner_class=with_deepspeed(PPOTorchLearner)).training(learner_
 A learner computes its gradients as it always does: all at once, or a loss for each of its optimisers (SAC). They then go through the
 engine, which averages them over the ranks and keeps, at ZeRO 1 and 2, a share of the optimisers' state on each; RLlib's own hooks see
 the averages whole and clip them, those of each optimiser apart.
+
+RLlib's checkpoints hold the first learner's state alone. Where several learners share the optimisers' state (ZeRO 1 and 2), it must be
+gathered before a checkpoint:
+
+    gather_optimizers(algorithm.learner_group)
+    algorithm.save_to_path(folder)
 """
 
 from __future__ import annotations
@@ -15,10 +21,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.errors import CheckpointError, ConfigError
 from reasoner_ray.learner.engine import deepspeed_settings, import_deepspeed, start_process_group
 
 TIMEOUT_S = 600.0
@@ -49,6 +56,7 @@ class DeepSpeedSteps:
         """Build the learner, then the engine of its optimisers. Raises ``ConfigError`` for optimisers that one engine cannot hold."""
         super().build()  # type: ignore[misc]
         learner: Any = self
+        self._shares: list[bytes] | None = None
         kinds = {type(optimizer) for optimizer in learner._named_optimizers.values()}
         if len(kinds) != 1:
             raise ConfigError(f"a DeepSpeed engine holds optimisers of one kind, not {sorted(kind.__name__ for kind in kinds)}")
@@ -107,20 +115,60 @@ class DeepSpeedSteps:
             group["lr"] = source["lr"]
         if self._engine.zero_optimization():
             self._engine.optimizer.refresh_fp32_params()  # weights may have been set since the last step
+        self._shares = None
         self._engine.step()
 
-    def _get_optimizer_state(self) -> dict[str, Any]:
+    @property
+    def _ranks(self) -> int:
+        """That share the optimisers' state."""
+        return dist.get_world_size() if self._engine.zero_optimization() else 1
+
+    def gather_optimizer(self) -> None:
+        """Bring every rank's share of the optimisers' state to the first rank, until the next step. All ranks must call it."""
+        if self._ranks == 1:
+            return
+        shares: list[Any] | None = [None] * self._ranks if dist.get_rank() == 0 else None
+        dist.gather_object(self._own_share(), shares, dst=0)
+        self._shares = shares
+
+    def _own_share(self) -> bytes:
         kept = io.BytesIO()  # it holds more than the tensors and numbers that RLlib converts
         torch.save(self._engine.optimizer.state_dict(), kept)
-        return {ENGINE: kept.getvalue()}
+        return kept.getvalue()
+
+    def _get_optimizer_state(self) -> dict[str, Any]:
+        if self._ranks == 1:
+            return {ENGINE: [self._own_share()]}
+        if self._shares is None:
+            raise CheckpointError(
+                f"the optimisers' state lies on {self._ranks} learners; call reasoner_ray.agents.agdc.deepspeed_learner.gather_optimizers("
+                "algorithm.learner_group) before saving"
+            )
+        return {ENGINE: self._shares}
 
     def _set_optimizer_state(self, state: dict[str, Any]) -> None:
         learner: Any = self
-        found = torch.load(io.BytesIO(state[ENGINE]), map_location=learner._device, weights_only=False)
+        shares, own = state[ENGINE], dist.get_rank() if self._ranks > 1 else 0
+        if len(shares) != self._ranks:
+            raise CheckpointError(
+                f"the checkpoint's optimisers are split over {len(shares)} learners, not {self._ranks}; resume with num_learners "
+                f"(learner.ranks) {len(shares)} and the same zero_stage"
+            )
+        found = torch.load(io.BytesIO(shares[own]), map_location=learner._device, weights_only=False)
         if self._engine.zero_optimization():
-            self._engine.optimizer.load_state_dict([found], load_from_fp32_weights=True)
+            self._engine.optimizer.load_state_dict([found] * self._ranks, load_from_fp32_weights=True)
         else:
             self._engine.optimizer.load_state_dict(found)
+
+
+def gather_optimizers(group: LearnerGroup) -> None:
+    """Make the optimisers' state of a group of DeepSpeed learners whole on the first, so that a checkpoint holds it.
+
+    Raises what a learner raised.
+    """
+    for result in group.foreach_learner(lambda learner: learner.gather_optimizer()):
+        if not result.ok:
+            raise result.get()
 
 
 @functools.cache

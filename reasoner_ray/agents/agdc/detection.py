@@ -6,7 +6,7 @@ A user brings a ``Belief`` for an environment of their own; ``GoalDetector`` doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -25,7 +25,7 @@ class Belief(Protocol):
         ...
 
     def update(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        """Take in an ``observation`` [E, ...] for those in ``mask``."""
+        """Take in an ``observation`` [E, ...] for those in ``mask``, as the environment gave it: numbers in it may not be finite."""
         ...
 
     def summary(self) -> BeliefSummary:
@@ -55,6 +55,15 @@ class Counting(Protocol):
         ...
 
 
+@runtime_checkable
+class Drawable(Protocol):
+    """A belief that its environment can draw."""
+
+    def drawing(self) -> Any:
+        """The first episode's belief, as the environment's ``show_belief`` takes it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What the beliefs say after a step."""
@@ -73,6 +82,13 @@ class GoalDetector:
         self._held = torch.zeros(n, dtype=torch.long)
         self._elapsed = torch.zeros(n, dtype=torch.long)
         self._log_spread = torch.zeros(n)
+        self.unreadable = 0
+        """Observations with a number that is not finite."""
+
+    def faults(self) -> dict[str, int]:
+        """Totals of what was out of order: ``unreadable`` observations, and what the belief counts where it does."""
+        own = self.belief.faults() if isinstance(self.belief, Counting) else {}
+        return {"unreadable": self.unreadable, **own}
 
     def seed(self, seed: int | None) -> None:
         """Make what follows repeatable, where the belief draws random numbers; they are none of an environment's of the same ``seed``."""
@@ -81,6 +97,7 @@ class GoalDetector:
 
     def begin(self, mask: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Begin the episodes in ``mask`` (bool [E]); returns the features [E, F] of all."""
+        self._count(mask, observation)
         self.belief.reset(mask, observation)
         self._held[mask], self._elapsed[mask] = 0, 0
         self._log_spread[mask] = self.belief.summary().log_spread()[mask].cpu()
@@ -88,6 +105,7 @@ class GoalDetector:
 
     def advance(self, mask: torch.Tensor, observation: torch.Tensor) -> Detection:
         """A step of the episodes in ``mask``: -``step`` each, ``stop`` on cessation, ``information`` times the fall of log(spread)."""
+        self._count(mask, observation)
         self.belief.update(mask, observation)
         summary = self.belief.summary()
         self._elapsed[mask] += 1
@@ -99,3 +117,7 @@ class GoalDetector:
         reward = self.feedback.information * gained - self.feedback.step + self.feedback.stop * ceased
         self._log_spread = torch.where(mask, log_spread, self._log_spread)
         return Detection(self.belief.features(), ceased, reward * mask)
+
+    def _count(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
+        whole = torch.isfinite(observation).reshape(self.n, -1).all(dim=-1)
+        self.unreadable += int((~whole.cpu() & mask).sum())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from reasoner_ray.agents.agdc.cessation import CessationRule
-from reasoner_ray.agents.agdc.detection import Counting, GoalDetector
+from reasoner_ray.agents.agdc.detection import GoalDetector
 from reasoner_ray.agents.agdc.problem import Policy, Problem, View
 from reasoner_ray.agents.agdc.settings import FeedbackConfig
 from reasoner_ray.seeds import LOOK, derived_seed
@@ -31,14 +31,16 @@ class Searches:
     distance: torch.Tensor  # float32 [n]; of the agent to the goal at the end
     evidence: torch.Tensor  # float32 [n, C]; what `Calibrated` reads, at a random time of the episode
     evidence_error: torch.Tensor  # float32 [n]; of the estimate at that time
-    faults: dict[str, int]  # what the beliefs count as out of order, where they do
+    faults: dict[str, int]  # what the detector and the beliefs count as out of order
+    believed: bool = True  # the policy has a belief, so that the estimate is its own
 
     @staticmethod
     def join(parts: list[Searches]) -> Searches:
         """All of ``parts``."""
-        names = [name for name in Searches.__dataclass_fields__ if name != "faults"]
+        names = [name for name in Searches.__dataclass_fields__ if name not in ("faults", "believed")]
         faults = {name: sum(part.faults[name] for part in parts) for name in parts[0].faults}
-        return Searches(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, faults=faults)
+        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Searches(**whole, faults=faults, believed=all(part.believed for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Arena:
     feedback: FeedbackConfig
     tolerance: float
     at_once: int = 256
+    believed: bool = True
+    """The policies that are compared have a belief (``agdc.detect``)."""
 
     def run(self, policy: Policy, episodes: int, first_seed: int = FIRST_SEED) -> Searches:
         """Play the episodes of seeds ``first_seed``, ``first_seed + 1``, ..."""
@@ -75,25 +79,27 @@ class Arena:
             step = search.step(policy.act(View(search, belief, features)))
             found = detector.advance(active, step.observation)
             features, summary = found.features, belief.summary()
-            travelled += step.travelled * active
+            travelled += step.travelled.cpu() * active  # a search may be on a GPU; what is kept of it is not
             steps += active
-            off = self.problem.error(search, summary)
-            error, distance = torch.where(active, off, error), torch.where(active, search.distance, distance)
-            vector = summary.evidence_vector()
+            off = self.problem.error(search, summary).cpu()
+            error, distance = torch.where(active, off, error), torch.where(active, search.distance.cpu(), distance)
+            vector = summary.evidence_vector().cpu()
             evidence = torch.where((active & (steps <= look))[:, None], vector, evidence if evidence.shape[1] else vector)
             evidence_error = torch.where(active & (steps <= look), off, evidence_error)
             stopped |= found.ceased
-            active &= ~(found.ceased | step.truncated)
-        faults = belief.faults() if isinstance(belief, Counting) else {}
-        return Searches(stopped, error, steps, travelled, distance, evidence, evidence_error, faults)
+            active &= ~(found.ceased | step.truncated.cpu())
+        faults = detector.faults()
+        return Searches(stopped, error, steps, travelled, distance, evidence, evidence_error, faults, self.believed)
 
 
 def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
     """Shares and means with 95 % intervals (``_low``, ``_high``): Wilson's for shares, the normal one for means.
 
     ``stop_rate``: the agent ended the episode; ``correct_stops``: of those, the estimate's error was at most ``tolerance``;
-    ``success``: stopped, and correct; ``error``, ``distance`` (travelled), ``steps``: means over all episodes;
-    ``wrong_stops``: stopped and not correct, a share of all; ``belief_*``: totals of what the beliefs count as out of order.
+    ``success``: stopped, and correct; ``wrong_stops``: stopped and not correct, a share of all; ``right``: the estimate's error was at
+    most ``tolerance`` when the episode ended, stopped or not, which is what agents that never stop can reach (absent where the policy has
+    no belief); ``error``, ``distance`` (travelled), ``steps``, ``final_distance`` (of the agent to the goal when the episode ended): means
+    over all episodes; ``belief_*``: totals of what is counted as out of order.
     """
     right = searches.error <= tolerance
     n, stops = len(right), int(searches.stopped.sum())
@@ -106,8 +112,11 @@ def search_metrics(searches: Searches, tolerance: float) -> dict[str, float]:
         ("wrong_stops", stops - success, n),
     ):
         figures |= _share(name, hits, total)
+    if searches.believed:
+        figures |= _share("right", int(right.sum()), n)
     figures |= {f"belief_{name}": float(total) for name, total in searches.faults.items()}
-    for name, values in (("error", searches.error), ("distance", searches.travelled), ("steps", searches.steps.float())):
+    means = {"error": searches.error, "distance": searches.travelled, "steps": searches.steps.float(), "final_distance": searches.distance}
+    for name, values in means.items():
         figures |= _mean(name, values)
     return figures
 

@@ -18,6 +18,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from reasoner_ray.agents.agdc.animate import animate
 from reasoner_ray.agents.agdc.cessation import Calibration, Never, make_rule
+from reasoner_ray.agents.agdc.deepspeed_learner import gather_optimizers
 from reasoner_ray.agents.agdc.evaluate import CALIBRATION_SEED, FIRST_SEED, Arena, search_metrics
 from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config
@@ -63,6 +64,12 @@ def check_room(made: AlgorithmConfig, nodes: Sequence[Mapping[str, float]]) -> N
 
     RLlib places an env runner for each of ``rollout.workers``, and a learner for each of ``learner.ranks``, where there are 2 or more.
     """
+    wanted_gpus, gpus = made.num_gpus_per_env_runner * made.num_env_runners, sum(node.get("GPU", 0.0) for node in nodes)
+    if wanted_gpus > gpus:
+        raise ConfigError(
+            f"{made.num_env_runners} env runners of agdc.belief.gpu_share={made.num_gpus_per_env_runner:g} do not fit on the cluster's "
+            f"{gpus:g} GPUs. Lower it or rollout.workers, or set agdc.belief.device=cpu"
+        )
     actors = [made.num_cpus_per_env_runner] * made.num_env_runners + [made.num_cpus_per_learner] * made.num_learners
     free = [node.get("CPU", 0.0) for node in nodes]
     for wanted in sorted(actors, reverse=True):
@@ -119,7 +126,7 @@ def animate_run(run: Path, file: Path) -> str:
 def make_arena(agdc: AgdcConfig) -> Arena:
     """Where a job's policies are looked at; without ``detect`` they never end an episode. Raises ``ConfigError``, ``DataError``."""
     rule = make_rule(agdc.cessation if agdc.detect else NEVER)
-    return Arena(make_problem(agdc), rule, agdc.feedback, agdc.tolerance)
+    return Arena(make_problem(agdc), rule, agdc.feedback, agdc.tolerance, believed=agdc.detect)
 
 
 def make_policy(config: JobConfig) -> Policy:
@@ -166,6 +173,8 @@ class AlgorithmRunner:
 
     async def save(self, folder: Path) -> None:
         """Write everything the algorithm needs to go on; what it replays too, which RLlib's own checkpoints lack."""
+        if self._config.agdc.learner == "deepspeed":
+            await self._call(lambda: gather_optimizers(self._algorithm.learner_group))
         await self._call(lambda: self._algorithm.save_to_path(str(folder.absolute())))
         buffer = self._algorithm.local_replay_buffer
         if buffer is not None:
@@ -260,13 +269,15 @@ def read_results(results: dict[str, Any], config: JobConfig) -> dict[str, float]
 
 def _shape(config: JobConfig) -> dict[str, Any]:
     """What must not change between the sessions of a run."""
-    agdc = config.agdc
+    agdc, learner = config.agdc, config.learner
     names = ("problem", "algorithm", "learner", "detect")
-    return {**{name: getattr(agdc, name) for name in names}, "hidden": list(agdc.hidden)}
+    split = {"zero_stage": learner.zero_stage, "split over ranks": learner.ranks if learner.zero_stage else 1}
+    return {**{name: getattr(agdc, name) for name in names}, "hidden": list(agdc.hidden), **split}
 
 
 def _check_resumable(state: dict[str, Any], config: JobConfig) -> None:
     """Raises ``CheckpointError`` where a job cannot go on from a driver's ``state``."""
-    was, now = {"problem": "source_term", **state.get("agdc", {})}, _shape(config)
+    now = _shape(config)
+    was = {**now, "problem": "source_term", **state.get("agdc", {})}  # what older checkpoints leave out is taken to be the same
     if was != now:
         raise CheckpointError(f"the checkpoint was written by a run with {was}, the job has {now}; resume with RUN/config.yaml")

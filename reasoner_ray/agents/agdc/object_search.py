@@ -110,7 +110,7 @@ class ObjectBelief:
             torch.sin(angle)[:, None],
             self.found[:, None] / self._config.most,
             expected / self._config.most,
-            summary.mass[:, None],
+            self.left[:, :1],
             summary.log_spread()[:, None] / 3,
             self._steps[:, None] / self._config.max_steps,
             self.prospects(self._sees.double()) / per_object,

@@ -52,3 +52,12 @@ class SourcePrior:
         density = (prior.strength_shape - 1) * torch.log(q.clamp_min(1e-30)) - q / prior.strength_scale
         density = density - 0.5 * ((u - wind) / prior.wind_sd) ** 2 - 0.5 * ((phi - direction) / self._direction_sd) ** 2
         return torch.where(possible, density, torch.full_like(density, -torch.inf))
+
+
+def usual_estimates(config: SourceTermConfig) -> torch.Tensor:
+    """Wind, direction (radians), diffusivity and lifetime in the middle of the scene's ranges, [4]."""
+    scene = config.scene
+    wind, direction, diffusivity, lifetime = (
+        sum(limits) / 2 for limits in (scene.wind, scene.direction, scene.diffusivity, scene.lifetime)
+    )
+    return torch.tensor([wind, math.radians(direction), diffusivity, lifetime])

@@ -25,7 +25,6 @@ from ray.tune.registry import register_env
 from reasoner_ray.agents.agdc.cessation import make_rule, with_numbers
 from reasoner_ray.agents.agdc.ddpg import DDPGConfig
 from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
-from reasoner_ray.agents.agdc.detection import Counting
 from reasoner_ray.agents.agdc.problem import Problem, View, make_problem
 from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.agents.agdc.wrappers import VectorAGDC
@@ -74,6 +73,11 @@ def make_search(context: Mapping[str, Any]) -> VectorEnv[Any, Any, Any]:
     return VectorAGDC(env, problem.belief(n), make_rule(agdc.cessation), agdc.feedback, observe="features")
 
 
+def uses_gpu(agdc: AgdcConfig) -> bool:
+    """Env runners keep their beliefs on a GPU."""
+    return agdc.problem == "source_term" and agdc.detect and agdc.belief.device == "cuda"
+
+
 def algorithm_config(config: JobConfig) -> AlgorithmConfig:
     """What RLlib needs to know of a job. Raises ``ConfigError`` for settings that the algorithm does not have."""
     agdc, learner = config.agdc, config.learner
@@ -90,6 +94,7 @@ def algorithm_config(config: JobConfig) -> AlgorithmConfig:
         gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT,
         rollout_fragment_length=agdc.fragment or "auto",
         num_cpus_per_env_runner=config.rollout.cpus,
+        num_gpus_per_env_runner=agdc.belief.gpu_share if uses_gpu(agdc) else 0,
     )
     made.learners(num_learners=learner.ranks if learner.ranks > 1 else 0, num_cpus_per_learner=learner.cpus)
     replays = agdc.algorithm != "ppo"
@@ -110,7 +115,7 @@ def algorithm_config(config: JobConfig) -> AlgorithmConfig:
 
 
 class CountFaults(RLlibCallback):
-    """Logs what the beliefs of an env runner count as out of order: totals of the run, ``belief_*``."""
+    """Logs what an env runner's detector and beliefs count as out of order: totals of the run, ``belief_*``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,9 +126,9 @@ class CountFaults(RLlibCallback):
         env = env_runner.env
         while env is not None and not isinstance(env, VectorAGDC):
             env = getattr(env, "env", None)
-        if env is None or not isinstance(env.detector.belief, Counting):
+        if env is None:
             return
-        now = Counter(env.detector.belief.faults())
+        now = Counter(env.detector.faults())
         for name, total in now.items():
             metrics_logger.log_value(f"belief_{name}", total - self._before[name], reduce="lifetime_sum")
         self._before = now
@@ -146,10 +151,11 @@ class TrainedPolicy:
     def act(self, view: View) -> torch.Tensor:
         """The most likely move of each episode, or the mean of a continuous one."""
         shown = view.features if self._detect else self._problem.plain(view.search.observe())
-        out = self._module.forward_inference({Columns.OBS: shown.float()})
+        weight = next(iter(self._module.parameters()))
+        out = self._module.forward_inference({Columns.OBS: shown.to(weight.device).float()})
         if Columns.ACTIONS in out:
             action = out[Columns.ACTIONS]
         else:
             kind = self._module.get_inference_action_dist_cls()
             action = kind.from_logits(out[Columns.ACTION_DIST_INPUTS]).to_deterministic().sample()
-        return self._problem.action(action)
+        return self._problem.action(action).to(shown.device)

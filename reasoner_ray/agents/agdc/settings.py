@@ -30,6 +30,8 @@ class BeliefConfig(Section):
     )
     move_steps: int = Field(3, ge=1, description="moves of each particle after resampling")
     sensor: SensorConfig | None = Field(None, description="what the filter takes the sensor for; null: the environment's")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the particles live; cuda: of env runners and of evaluation alike")
+    gpu_share: float = Field(0.25, gt=0, le=1, description="cuda: what each env runner reserves of a GPU, of rollout.workers 2 and more")
 
 
 def taken_sensor(belief: BeliefConfig, environment: SourceTermConfig) -> SensorConfig:
@@ -129,6 +131,8 @@ def _object_search_problems(agdc: AgdcConfig) -> list[str]:
     problems = []
     if agdc.algorithm == "ddpg":
         problems.append("agdc.algorithm: ddpg learns a heading, and object_search has moves; take ppo or dqn")
+    if agdc.belief.device != "cpu":
+        problems.append("agdc.belief.device: the particle filter is source_term's, and object_search has none; set agdc.belief.device=cpu")
     if agdc.tolerance >= 1:
         problems.append(f"agdc.tolerance: with {agdc.tolerance:g} an end with an object left would count as right; set agdc.tolerance=0.5")
     return problems
@@ -148,11 +152,6 @@ def agdc_problems(config: JobConfig) -> list[str]:
         problems.append("learner.zero_stage: RLlib's own learner has none; set agdc.learner=deepspeed")
     if config.learner.zero_stage == 3:
         problems.append("learner.zero_stage: RLlib reads whole parameters, which stage 3 splits; take 2 or below")
-    if config.learner.zero_stage and config.learner.ranks > 1:
-        problems.append(
-            "learner.zero_stage: RLlib checkpoints the first learner's optimiser alone, and stages 1 and 2 split it over "
-            f"{config.learner.ranks} ranks; set learner.zero_stage=0 or learner.ranks=1"
-        )
     return problems
 
 

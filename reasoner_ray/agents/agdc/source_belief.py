@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from reasoner_ray.agents.agdc.belief import ParticleBelief
@@ -26,11 +27,13 @@ class SourceBelief:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """``tolerance``: how far (m) an estimate of the position may be off to count as right."""
+        """``tolerance``: how far (m) an estimate of the position may be off to count as right. Raises ``ConfigError``."""
         self.filter = ParticleBelief(settings, environment, n, seed, device)
         self._tolerance, self._max_steps, self._threshold = tolerance, environment.max_steps, environment.sensor.threshold
         self._extent = max(environment.scene.width, environment.scene.height)
-        self._observation = torch.zeros(n, 7, device=self.filter.device)
+        self._middle = torch.tensor([environment.scene.width, environment.scene.height], device=self.filter.device) / 2
+        self._position = self._middle.repeat(n, 1)
+        self._reading = torch.zeros(n, device=self.filter.device)
         self._detections = torch.zeros(n, device=self.filter.device)
         self._readings = torch.zeros(n, device=self.filter.device)
 
@@ -45,7 +48,7 @@ class SourceBelief:
     def reset(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
         """Begin from the prior and an episode's first observation [E, 7]."""
         mask, observation = mask.to(self.filter.device), observation.to(self.filter.device)
-        self._detections[mask], self._readings[mask] = 0.0, 0.0
+        self._detections[mask], self._readings[mask], self._position[mask] = 0.0, 0.0, self._middle
         self.filter.reset(mask, observation)
         self._note(mask, observation)
 
@@ -56,9 +59,18 @@ class SourceBelief:
         self._note(mask, observation)
 
     def _note(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        self._observation[mask] = observation[mask]
+        """Keep what features need, all of it finite: the last place that was known (first the middle), and 0 for a reading that is none."""
+        place, reading = observation[mask, :2], torch.nan_to_num(observation[mask, 2], posinf=0.0, neginf=0.0).clamp_min(0.0)
+        known = torch.isfinite(place).all(dim=-1, keepdim=True)
+        self._position[mask] = torch.where(known, place, self._position[mask])
+        self._reading[mask] = reading
         self._readings[mask] += 1
-        self._detections[mask] += (observation[mask, 2] > 0).float()
+        self._detections[mask] += (reading > 0).float()
+
+    def drawing(self) -> np.ndarray:
+        """The first episode's particles [N, 8]."""
+        particles: np.ndarray = self.filter.particles[0].cpu().numpy()
+        return particles
 
     def summary(self) -> BeliefSummary:
         """Over the eight parameters; evidence: logarithms of the detections, the readings and the way to the estimate."""
@@ -66,7 +78,7 @@ class SourceBelief:
         variance = torch.diagonal(covariance, dim1=-2, dim2=-1).clamp_min(0.0)
         off = torch.linalg.vector_norm(self.filter.particles[..., :2] - mean[:, None, :2], dim=-1)
         mass = (self.filter.weights * (off <= self._tolerance)).sum(-1)
-        away = torch.linalg.vector_norm(mean[:, :2] - self._observation[:, :2], dim=-1)
+        away = torch.linalg.vector_norm(mean[:, :2] - self._position, dim=-1)
         evidence = torch.stack([self._detections, self._readings, away], dim=-1).log1p()
         return BeliefSummary(mean, variance.sqrt(), variance[:, :2].sum(-1).sqrt(), mass, evidence)
 
@@ -74,7 +86,7 @@ class SourceBelief:
         """float32 [E, 18]: where the agent is, where the source seems to be from there, how sure that is and along which axis, the wind,
         the strength, the height, the newest reading, the time that has gone."""
         covariance, mean = self.filter.covariance(), self.filter.mean()
-        position, reading = self._observation[:, :2], torch.nan_to_num(self._observation[:, 2], posinf=0.0, neginf=0.0)
+        position, reading = self._position, self._reading
         total = (covariance[:, 0, 0] + covariance[:, 1, 1]).clamp_min(1e-12)
         away = (mean[:, :2] - position) / self._extent
         near = torch.linalg.vector_norm(away, dim=-1, keepdim=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 
 from reasoner_ray.agents.agdc.cessation import BeliefSummary
 from reasoner_ray.agents.agdc.planners import PLANNERS
-from reasoner_ray.agents.agdc.settings import AgdcConfig
+from reasoner_ray.agents.agdc.settings import AgdcConfig, BeliefConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
 from reasoner_ray.envs.source_term.core import SourceTermBatch
 from reasoner_ray.envs.source_term.environment import SourceTermVector
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
+from reasoner_ray.errors import ConfigError
 
 
 def scale_observation(observation: torch.Tensor, config: SourceTermConfig) -> torch.Tensor:
@@ -33,13 +33,22 @@ def scale_observation(observation: torch.Tensor, config: SourceTermConfig) -> to
     return torch.stack(columns, dim=-1)
 
 
+def belief_device(belief: BeliefConfig) -> str:
+    """Where beliefs live. Raises ``ConfigError`` for a GPU that PyTorch does not see."""
+    if belief.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("agdc.belief.device: cuda, but PyTorch sees no GPU in this process; set agdc.belief.device=cpu, or run on a GPU")
+    return belief.device
+
+
 class SourceTermProblem:
     """An estimate of the source's position is right within ``tolerance`` m of it."""
 
     planners = PLANNERS
 
     def __init__(self, agdc: AgdcConfig) -> None:
+        """Raises ``ConfigError`` where beliefs are to live on a GPU and there is none."""
         self._config, self._belief, self._tolerance = agdc.environment, agdc.belief, agdc.tolerance
+        self._device = belief_device(agdc.belief) if agdc.detect else "cpu"
         self.max_steps = agdc.environment.max_steps
 
     def vector(self, n: int) -> SourceTermVector:
@@ -47,12 +56,12 @@ class SourceTermProblem:
         return SourceTermVector(n, self._config)
 
     def search(self, n: int) -> SourceTermBatch:
-        """Its tensors."""
-        return SourceTermBatch(self._config, n)
+        """Its tensors, beside the belief's: planners read both."""
+        return SourceTermBatch(self._config, n, self._device)
 
     def belief(self, n: int) -> SourceBelief:
         """Particle filters."""
-        return SourceBelief(self._belief, self._config, n, tolerance=self._tolerance)
+        return SourceBelief(self._belief, self._config, n, tolerance=self._tolerance, device=self._device)
 
     def plain(self, observation: torch.Tensor) -> torch.Tensor:
         """float32 [E, 8]."""
@@ -72,5 +81,4 @@ class SourceTermProblem:
         """The field, the way and the particles."""
         from reasoner_ray.envs.source_term.render import draw_scene
 
-        particles: Any = belief.filter.particles[0].cpu().numpy()
-        return draw_scene(self._config.scene, search.source[0].cpu().numpy(), way.cpu().numpy(), particles, title)
+        return draw_scene(self._config.scene, search.source[0].cpu().numpy(), way.cpu().numpy(), belief.drawing(), title)

@@ -8,7 +8,7 @@ algorithm can train on it, and the same wrapper decides at deployment.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -18,16 +18,31 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from reasoner_ray.agents.agdc.cessation import CessationRule
-from reasoner_ray.agents.agdc.detection import Belief, Detection, GoalDetector
+from reasoner_ray.agents.agdc.detection import Belief, Detection, Drawable, GoalDetector
 from reasoner_ray.agents.agdc.settings import FeedbackConfig
 from reasoner_ray.errors import ConfigError
 
 Observe = Literal["both", "features", "raw"]
-"""What a policy is shown: the environment's observation and the belief's features behind it, or one of them."""
+"""What a policy is shown: the environment's observation and the belief's features behind it, or one of them.
+
+A number of the observation that is not finite is shown as 0, and ``GoalDetector.unreadable`` counts it; the belief is told as it came.
+"""
+
+
+@runtime_checkable
+class ShowsBelief(Protocol):
+    """An environment whose pictures have a place for a belief (``Drawable``)."""
+
+    def show_belief(self, drawing: Any) -> None:
+        """Draw it in what is rendered from now on."""
+        ...
 
 
 class AGDC(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One episode at a time. ``info`` gets ``ceased`` and ``estimate`` [K], the belief's mean."""
+    """One episode at a time. ``info`` gets ``ceased`` and ``estimate`` [K], the belief's mean.
+
+    Where something is rendered, an environment that can show a belief (``show_belief``) is given it after each step.
+    """
 
     def __init__(
         self, env: gymnasium.Env[Any, Any], belief: Belief, rule: CessationRule, feedback: FeedbackConfig, observe: Observe = "both"
@@ -43,15 +58,22 @@ class AGDC(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.detector.seed(seed)
         observation, info = self.env.reset(seed=seed, options=options)
         features = self.detector.begin(_EVERYONE, _tensor(observation)[None])
+        self._draw()
         return _shown(np.asarray(observation), features[0], self._observe), info | self._said(False)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Act, take in what is seen, and end the episode where the goal seems reached."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         found = self.detector.advance(_EVERYONE, _tensor(observation)[None])
+        self._draw()
         ceased = bool(found.ceased[0])
         shown = _shown(np.asarray(observation), found.features[0], self._observe)
         return shown, float(reward) + float(found.reward[0]), terminated or ceased, truncated and not ceased, info | self._said(ceased)
+
+    def _draw(self) -> None:
+        inner, belief = self.env.unwrapped, self.detector.belief
+        if self.render_mode is not None and isinstance(inner, ShowsBelief) and isinstance(belief, Drawable):
+            inner.show_belief(belief.drawing())
 
     def _said(self, ceased: bool) -> dict[str, Any]:
         return {"ceased": ceased, "estimate": self.detector.belief.summary().mean[0].cpu().numpy()}
@@ -165,6 +187,11 @@ def _merged(stepped: dict[str, Any], begun: dict[str, Any], mask: np.ndarray) ->
     return merged
 
 
+def finite(observation: np.ndarray) -> np.ndarray:
+    """``observation`` [..., D] as float32, with 0 for what is infinite or no number: a policy that reads one NaN acts on nothing else."""
+    return np.nan_to_num(observation.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def _tensor(observation: Any) -> torch.Tensor:
     return torch.as_tensor(np.asarray(observation))
 
@@ -183,5 +210,5 @@ def _shown(observation: np.ndarray, features: torch.Tensor, observe: Observe) ->
     said = features.cpu().numpy().astype(np.float32)
     if observe == "features":
         return said
-    raw = observation.astype(np.float32)
+    raw = finite(observation)
     return raw if observe == "raw" else np.concatenate([raw, said], axis=-1)

@@ -38,7 +38,7 @@ class SourceTerm(gymnasium.Env[np.ndarray, Any]):
     Observation: float32 [7], ``core.OBSERVATION``, in m, mass/m³, m/s, radians, m²/s, s. Action: one of four moves, or a heading [1].
     The reward is -1 a step (``config.reward``); the episode never terminates and is truncated after ``max_steps``. ``info`` has the truth,
     for evaluation: ``source`` [8] (``plume.PARAMETERS``), ``distance`` (m, in the plane) and ``travelled`` (m, of the step).
-    ``render`` gives an RGB image of the field, the way so far and, where ``particles`` [N, 8] was set, the belief.
+    ``render`` gives an RGB image of the field, the way so far and, where ``show_belief`` was told of one (``AGDC`` does so), the belief.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012 - Gymnasium's own form
@@ -69,6 +69,10 @@ class SourceTerm(gymnasium.Env[np.ndarray, Any]):
         truncated = bool(step.truncated[0])
         self._running = not truncated
         return step.observation[0].numpy(), float(step.reward[0]), False, truncated, self._info(float(step.travelled[0]))
+
+    def show_belief(self, drawing: np.ndarray) -> None:
+        """Draw these particles [N, 8] (``plume.PARAMETERS``) until the next step's, or the next episode."""
+        self.particles = drawing
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """An RGB image [H, W, 3] where ``render_mode`` is rgb_array."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from reasoner_ray.section import Section
 
@@ -13,7 +13,13 @@ Range = tuple[float, float]
 """Lowest and highest value of a uniform draw; equal ones fix it."""
 
 
-class SceneConfig(Section):
+class FiniteSection(Section):
+    """Settings that are lengths, speeds and the like: no number of them may be infinite or NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class SceneConfig(FiniteSection):
     """Where the source may be and how it emits. A range is drawn from anew each episode; equal ends fix the value."""
 
     width: float = Field(25.0, gt=0, description="m, along x")
@@ -43,7 +49,7 @@ class SceneConfig(Section):
         return self
 
 
-class SensorConfig(Section):
+class SensorConfig(FiniteSection):
     """A noisy point sensor that misses and has a threshold."""
 
     noise: float = Field(0.5, ge=0, description="standard deviation of a reading as a share of the concentration")
@@ -52,7 +58,7 @@ class SensorConfig(Section):
     detection: float = Field(0.7, gt=0, le=1, description="probability that a reading is not missed")
 
 
-class PriorConfig(Section):
+class PriorConfig(FiniteSection):
     """What an agent knows beforehand: position within the domain, weather estimates with errors of this size."""
 
     z: Range = (0.0, 5.0)
@@ -69,12 +75,12 @@ class PriorConfig(Section):
     @model_validator(mode="after")
     def _height(self) -> PriorConfig:
         low, high = self.z
-        if not 0 <= low <= high < math.inf:
+        if not 0 <= low <= high:
             raise ValueError(f"z: ({low:g}, {high:g}) is no range of heights; give the lowest, at least 0, and then the highest")
         return self
 
 
-class SourceTermConfig(Section):
+class SourceTermConfig(FiniteSection):
     """A search for the source of a plume that nothing says is found."""
 
     scene: SceneConfig = SceneConfig()

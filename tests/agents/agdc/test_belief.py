@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from reasoner_ray.agents.agdc.belief import ParticleBelief, _effective_size, _normalised, _systematic
+from reasoner_ray.agents.agdc.belief import FAULTS, ParticleBelief, _effective_size, _normalised, _systematic
 from reasoner_ray.agents.agdc.prior import SourcePrior
 from reasoner_ray.agents.agdc.settings import BeliefConfig
 from reasoner_ray.config import load_config
@@ -134,7 +134,7 @@ def test_effective_size_by_hand() -> None:
     assert _effective_size(log_weights).tolist() == pytest.approx([4.0, 1 / (0.75**2 + 0.25**2)])
 
 
-@pytest.mark.parametrize("reading", [math.nan, math.inf])
+@pytest.mark.parametrize("reading", [math.nan, math.inf, -math.inf])
 def test_a_reading_that_is_not_finite_is_counted_and_says_nothing(reading: float) -> None:
     belief = ParticleBelief(BeliefConfig(particles=100), SourceTermConfig(), 1)
     everyone = torch.ones(1, dtype=torch.bool)
@@ -177,7 +177,7 @@ def test_a_likelihood_that_is_not_a_number_is_counted_and_explains_nothing() -> 
     belief.reset(everyone, observe(torch.zeros(2, 2), torch.zeros(2)))
     belief.particles[0, :3, 7] = -1.0  # a lifetime below 0
     belief.update(everyone, observe(torch.full((2, 2), 9.0), torch.tensor([0.02, 0.02])))
-    assert belief.faults() == {"nonfinite": 0, "unexplained": 0, "broken": 3, "forced": 0}
+    assert belief.faults() == {name: 3 if name == "broken" else 0 for name in FAULTS}
     assert torch.isfinite(belief.log_weights).all()
     assert torch.isfinite(belief.particles).all()
 

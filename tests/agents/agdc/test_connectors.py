@@ -18,15 +18,16 @@ from reasoner_ray.agents.agdc.connectors import detect_goals
 from reasoner_ray.agents.agdc.settings import CessationConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.wrappers import Ceasing
 from reasoner_ray.errors import ConfigError
+from tests.agents.agdc.test_detection import Broken, Deaf
 from tests.agents.agdc.toy import Coin, CoinBelief
 
 RULE = make_rule(CessationConfig(rule="spread", threshold=0.12))
 FEEDBACK = FeedbackConfig(stop=20, information=2)
 
 
-def runner(wrap: bool, envs: int = 3) -> SingleAgentEnvRunner:
+def runner(wrap: bool, envs: int = 3, coin: type[Coin] = Coin, belief: type[CoinBelief] = CoinBelief) -> SingleAgentEnvRunner:
     def make(context: Any) -> Any:
-        vector = SyncVectorEnv([Coin] * int(context.get("num_envs", 1)))
+        vector = SyncVectorEnv([coin] * int(context.get("num_envs", 1)))
         return Ceasing(vector) if wrap else vector
 
     register_env("coins", make)
@@ -35,7 +36,7 @@ def runner(wrap: bool, envs: int = 3) -> SingleAgentEnvRunner:
         num_env_runners=0,
         num_envs_per_env_runner=envs,
         gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT,
-        env_to_module_connector=detect_goals(CoinBelief, RULE, FEEDBACK),
+        env_to_module_connector=detect_goals(belief, RULE, FEEDBACK),
     )
     return SingleAgentEnvRunner(config=config)
 
@@ -66,3 +67,11 @@ def test_a_runner_records_features_feedback_and_endings() -> None:
 def test_an_environment_that_nobody_can_end_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be wrapped in"):
         runner(wrap=False)
+
+
+def test_a_record_holds_only_numbers() -> None:
+    found = runner(wrap=True, coin=Broken, belief=Deaf).sample(num_episodes=4, random_actions=False)
+    for episode in found:
+        seen = np.asarray(episode.get_observations())
+        assert np.isfinite(seen).all()
+        assert (seen[1:3, :2] == 0).all(), "what could not be read is shown as 0"

@@ -53,7 +53,11 @@ def test_rules_by_hand() -> None:
     [
         ("spread", 0.0, r"threshold: 0\.0 can never be met by rule spread"),
         ("spread", (0.1, 0.2), r"can never be met by rule spread"),
+        ("spread", math.nan, r"threshold: nan can never be met by rule spread"),
         ("deviation", (0.1, -1.0), r"no deviation is below"),
+        ("deviation", (0.1, math.nan), r"no deviation is below"),
+        ("deviation", math.nan, r"no deviation is below"),
+        ("mass", math.nan, r"threshold: nan can never be met by rule mass"),
         ("mass", 1.5, r"rule mass reads a probability, which is never 1\.5"),
         ("calibrated", 0.9, r"calibration: the rule `calibrated` reads a fit"),
         ("spred", 0.9, r"unknown cessation rule 'spred'; did you mean 'spread'"),
@@ -265,3 +269,51 @@ def test_the_search_for_a_source_ends_itself() -> None:
     assert stops >= 2
     single = AGDC(SourceTerm(config), SourceBelief(BeliefConfig(particles=50), config, 1), rule("never"), FeedbackConfig(), observe="raw")
     check_env(single, skip_render_check=True)
+
+
+class Broken(Coin):
+    """Its second and third observation are no numbers."""
+
+    def flip(self, coin: int) -> np.ndarray:
+        return super().flip(coin) if self.flips not in (1, 2) else np.array([math.nan, math.inf], dtype=np.float32)
+
+
+class Deaf(CoinBelief):
+    """Passes over what it cannot read."""
+
+    def update(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
+        super().update(mask & torch.isfinite(observation).all(-1), observation)
+
+
+@pytest.mark.parametrize("observe", ["both", "raw"])
+def test_what_is_no_number_reaches_no_policy_and_is_counted(observe: Any) -> None:
+    env = AGDC(Broken(), Deaf(1), rule("never"), FeedbackConfig(), observe=observe)
+    env.reset(seed=0)
+    for _ in range(2):
+        shown, *_ = env.step(1)
+        assert shown[:2].tolist() == [0.0, 0.0]
+        assert np.isfinite(shown).all()
+    assert env.step(1)[0][0] == 1
+    assert env.detector.faults() == {"unreadable": 2}
+    vector = VectorAGDC(SyncVectorEnv([Broken] * 2), Deaf(2), rule("never"), FeedbackConfig(), observe=observe)
+    vector.reset(seed=0)
+    shown, *_ = vector.step(np.array([1, 1]))
+    assert shown[:, :2].tolist() == [[0.0, 0.0]] * 2
+    assert vector.detector.unreadable == 2
+
+
+def test_what_is_rendered_shows_the_belief() -> None:
+    config = SourceTermConfig(max_steps=5)
+    inner = SourceTerm(config, render_mode="rgb_array")
+    env = AGDC(inner, SourceBelief(BeliefConfig(particles=60), config, 1), rule("never"), FeedbackConfig())
+    env.reset(seed=1)
+    for _ in range(2):
+        filter_: Any = env.detector.belief.filter  # type: ignore[attr-defined]
+        assert inner.particles is not None
+        assert np.array_equal(inner.particles, filter_.particles[0].numpy())
+        with_belief, inner.particles = env.render(), None
+        assert not np.array_equal(with_belief, env.render()), "the picture has the particles in it"
+        env.step(0)
+    silent = AGDC(SourceTerm(config), SourceBelief(BeliefConfig(particles=60), config, 1), rule("never"), FeedbackConfig())
+    silent.reset(seed=1)
+    assert silent.unwrapped.particles is None, "where nothing is rendered nothing is copied"  # type: ignore[attr-defined]

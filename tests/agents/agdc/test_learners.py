@@ -21,7 +21,7 @@ from torch import nn
 
 from reasoner_ray.agents.agdc.ddpg import DDPGConfig, DDPGLearner, DDPGModule
 from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.errors import CheckpointError, ConfigError
 from reasoner_ray.learner.engine import start_process_group
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (5,), np.float32)
@@ -178,6 +178,39 @@ def test_two_ranks_learn_what_one_does(stage: int, tmp_path: Path) -> None:
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt")
         assert all(torch.allclose(value, found[key], atol=1e-5) for key, value in weights(plain).items())
+
+
+def _stop_and_go_on(rank: int, stage: int, folder: Path) -> None:
+    """One of two learners, whose first saves and whose successors go on from there."""
+    start_process_group(rank, 2, torch.distributed.FileStore(str(folder / "meet"), 2), 60)
+    made = on_deepspeed("ddpg", stage, target_noise=0.0).learners(num_learners=2)
+    first, second = build(made, "ddpg"), build(made, "ddpg")
+    update(first, "ddpg", 0)
+    update(first, "ddpg", 1)
+    if stage and rank == 0:
+        with pytest.raises(CheckpointError, match="lies on 2 learners; call .*gather_optimizers"):
+            first.save_to_path(folder / "torn")
+    first.gather_optimizer()
+    if rank == 0:
+        first.save_to_path(folder / "kept")
+    torch.distributed.barrier()
+    second.restore_from_path(folder / "kept")
+    for learner in (first, second):
+        update(learner, "ddpg", 2)
+    torch.save((weights(first), weights(second)), folder / f"rank{rank}.pt")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_ranks_go_on_where_they_were(stage: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_stop_and_go_on, args=(stage, tmp_path), nprocs=2)
+    for rank in range(2):
+        straight, resumed = torch.load(tmp_path / f"rank{rank}.pt")
+        assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+    if stage:
+        alone = build(on_deepspeed("ddpg", stage), "ddpg")
+        with pytest.raises(CheckpointError, match=r"split over 2 learners, not 1; resume with num_learners \(learner\.ranks\) 2"):
+            alone.restore_from_path(tmp_path / "kept")
 
 
 def test_gradients_of_several_ranks_are_averaged_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scipy import stats
 
 from reasoner_ray.agents.agdc.cessation import make_rule
 from reasoner_ray.agents.agdc.evaluate import Arena, Searches, search_metrics
-from reasoner_ray.agents.agdc.planners import BINS, DCEE, PLANNERS, Entrotaxis, Infotaxis, bin_shares
+from reasoner_ray.agents.agdc.launch import make_arena
+from reasoner_ray.agents.agdc.planners import BINS, DCEE, PLANNERS, Entrotaxis, Infotaxis, Oracle, bin_shares
 from reasoner_ray.agents.agdc.problem import View
 from reasoner_ray.agents.agdc.settings import AgdcConfig, BeliefConfig, CessationConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
@@ -153,20 +155,40 @@ def test_figures_by_hand() -> None:
         error=torch.tensor([0.5, 1.0, 3.0, 0.2]),
         steps=torch.tensor([10, 20, 30, 40]),
         travelled=torch.tensor([9.0, 18.0, 27.0, 36.0]),
-        distance=torch.zeros(4),
+        distance=torch.tensor([1.0, 2.0, 4.0, 9.0]),
         evidence=torch.zeros(4, 2),
         evidence_error=torch.zeros(4),
         faults={"nonfinite": 2, "unexplained": 3, "broken": 0, "forced": 2},
     )
     figures = search_metrics(searches, tolerance=1.0)
     expected = {"stop_rate": 3 / 4, "correct_stops": 2 / 3, "success": 1 / 2, "wrong_stops": 1 / 4, "steps": 25.0, "distance": 22.5}
+    expected |= {"right": 3 / 4, "final_distance": 4.0}  # one was right and did not stop
     expected |= {"belief_nonfinite": 2, "belief_unexplained": 3, "belief_broken": 0, "belief_forced": 2}
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value)
     wilson = stats.binomtest(2, 4).proportion_ci(0.95, method="wilson")
     assert (figures["success_low"], figures["success_high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
-    half = 1.959964 * np.std([10, 20, 30, 40], ddof=1) / 2
-    assert figures["steps_high"] - figures["steps"] == pytest.approx(half)
+    wilson = stats.binomtest(3, 4).proportion_ci(0.95, method="wilson")
+    assert (figures["right_low"], figures["right_high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
+    for name, values in (("steps", [10, 20, 30, 40]), ("final_distance", [1, 2, 4, 9])):
+        half = 1.959964 * np.std(values, ddof=1) / 2
+        assert figures[f"{name}_high"] - figures[name] == pytest.approx(half)
+    blind = search_metrics(replace(searches, believed=False), tolerance=1.0)
+    assert "right" not in blind, "without a belief there is no estimate of the policy's own"
+    assert blind["final_distance"] == 4.0
+
+
+def test_a_policy_that_never_stops_can_be_right_and_one_without_a_belief_cannot() -> None:
+    agdc = AgdcConfig(
+        environment=SourceTermConfig(max_steps=60), belief=BeliefConfig(particles=150), cessation=CessationConfig(rule="never")
+    )
+    found = {detect: make_arena(agdc.model_copy(update={"detect": detect})).run(Oracle(), 12) for detect in (True, False)}
+    figures = {detect: search_metrics(searches, 2.0) for detect, searches in found.items()}
+    assert figures[True]["success"] == 0, "it never stops"
+    assert figures[True]["right"] > 0.5
+    assert figures[True]["final_distance"] < 1.5, "the oracle stands on the source at the end"
+    assert not {"right", "right_low"} & figures[False].keys()
+    assert figures[False]["final_distance"] == figures[True]["final_distance"]
 
 
 def test_without_a_stop_nothing_is_said_of_correct_stops() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -12,10 +13,24 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_flatten
 
+from reasoner_ray.agents.agdc import source_problem
 from reasoner_ray.agents.agdc.belief import FAULTS
 from reasoner_ray.agents.agdc.cessation import Calibration
-from reasoner_ray.agents.agdc.launch import AgdcDriver, AlgorithmRunner, Parts, animate_run, check_room, evaluate, train
+from reasoner_ray.agents.agdc.deepspeed_learner import gather_optimizers
+from reasoner_ray.agents.agdc.launch import (
+    AgdcDriver,
+    AlgorithmRunner,
+    Parts,
+    _check_resumable,
+    _shape,
+    animate_run,
+    check_room,
+    evaluate,
+    make_arena,
+    train,
+)
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config, make_search
 from reasoner_ray.agents.agdc.source_problem import scale_observation
 from reasoner_ray.config import JobConfig, load_config, to_yaml
@@ -75,7 +90,7 @@ def test_a_run_writes_what_it_did_and_goes_on_from_its_checkpoint(ray_cluster: A
     with Image.open(tmp_path / "search.gif") as gif:
         assert 2 <= gif.n_frames <= 26  # type: ignore[attr-defined]
     drawn = plot_runs([config.run_dir], tmp_path / "curves.png")
-    assert {"eval/success", "eval/steps"} <= set(drawn)
+    assert {"eval/success", "eval/steps", "eval/wrong_stops"} <= set(drawn)
 
     checkpoints = list_checkpoints(config.run_dir)
     assert [path.name for path in checkpoints] == ["step-000001", "step-000002"]
@@ -141,6 +156,12 @@ def test_actors_that_no_node_can_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"2 learners of learner\.cpus"):
         check_room(algorithm_config(job(tmp_path, "ppo", "learner.ranks=2")), [{"CPU": 1.0}])
     check_room(algorithm_config(job(tmp_path, "ppo")), [])
+    made = algorithm_config(job(tmp_path, "ppo", "rollout.workers=3", "agdc.belief.device=cuda", "agdc.belief.gpu_share=0.5"))
+    check_room(made, [{"CPU": 3.0, "GPU": 2.0}])
+    with pytest.raises(ConfigError, match=r"3 env runners of agdc\.belief\.gpu_share=0\.5 do not fit on the cluster's 1 GPUs"):
+        check_room(made, [{"CPU": 3.0, "GPU": 1.0}])
+    blind = algorithm_config(job(tmp_path, "ppo_without_agdc", "rollout.workers=3", "agdc.belief.device=cuda"))
+    assert blind.num_gpus_per_env_runner == 0, "nothing of it is on a GPU"
 
 
 class Idle:
@@ -180,7 +201,39 @@ def test_what_is_replayed_is_kept(ray_cluster: Any, tmp_path: Path) -> None:
     before, after, figures = asyncio.run(whole())
     assert before.get_num_timesteps() == after.get_num_timesteps() > 0
     assert [e.id_ for e in before.episodes] == [e.id_ for e in after.episodes]
-    assert {name for name in figures if name.startswith("faults/belief_")} == {f"faults/belief_{name}" for name in FAULTS}
+    assert {name for name in figures if name.startswith("faults/belief_")} == {f"faults/belief_{name}" for name in (*FAULTS, "unreadable")}
+
+
+@pytest.mark.long
+def test_what_two_ranks_share_is_kept(ray_cluster: Any, tmp_path: Path) -> None:
+    config = job(tmp_path, "ppo", "learner.ranks=2", "agdc.learner=deepspeed", "learner.zero_stage=1")
+
+    def optimizer(runner: AlgorithmRunner) -> list[Any]:
+        """Every rank's share of the optimiser's moments."""
+        group = runner._algorithm.learner_group
+        gather_optimizers(group)
+        shares = group.get_state(components="learner/optimizer")["learner"]["optimizer"]["deepspeed"]
+        states = [torch.load(io.BytesIO(share), weights_only=False)["base_optimizer_state"] for share in shares]
+        return [value for state in states for value in tree_flatten(state)[0] if isinstance(value, torch.Tensor) and value.numel() > 1]
+
+    async def whole() -> tuple[list[Any], list[Any], list[Any]]:
+        first, second = AlgorithmRunner(config), AlgorithmRunner(config)
+        try:
+            await first.start()
+            await first.train_step()
+            await first.save(tmp_path / "kept")
+            await second.start()
+            fresh = optimizer(second)
+            await second.load(tmp_path / "kept")
+            return optimizer(first), optimizer(second), fresh
+        finally:
+            await first.stop()
+            await second.stop()
+
+    before, after, fresh = asyncio.run(whole())
+    assert len(before) == len(after) >= 4, "two moments on each rank"
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not fresh or not torch.equal(before[0], fresh[0]), "there was something to restore"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +243,12 @@ def test_what_is_replayed_is_kept(ray_cluster: Any, tmp_path: Path) -> None:
         (["agdc.algorithm=ddpg"], r"agdc\.algorithm: ddpg learns a heading"),
         (["learner.zero_stage=1"], r"learner\.zero_stage: RLlib's own learner has none"),
         (["agdc.learner=deepspeed", "learner.zero_stage=3"], r"learner\.zero_stage: .* take 2 or below"),
-        (["agdc.learner=deepspeed", "learner.zero_stage=1", "learner.ranks=2"], r"checkpoints the first learner's optimiser alone"),
+        (
+            ["agdc.problem=object_search", "agdc.tolerance=0.5", "agdc.belief.device=cuda"],
+            r"agdc\.belief\.device: .*object_search has none",
+        ),
+        (["agdc.belief.device=gpu"], r"agdc\.belief\.device: .*'cpu' or 'cuda'"),
+        (["agdc.environment.speed=.inf"], r"agdc\.environment\.speed: .*finite number"),
         (["agdc.environment.scene.width=0"], r"agdc\.environment\.scene\.width: .*greater than 0"),
         (["agdc.belief.particels=3"], r"particels: unknown key; did you mean agdc\.belief\.particles"),
     ],
@@ -210,6 +268,59 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
     assert not (tmp_path / "agdc-ppo").exists()
 
 
+def test_a_run_goes_on_with_the_ranks_that_share_its_optimiser(tmp_path: Path) -> None:
+    split = ["agdc.learner=deepspeed", "learner.zero_stage=1", "learner.ranks=2"]
+    state = {"agdc": _shape(job(tmp_path, "ppo", *split))}
+    _check_resumable(state, job(tmp_path, "ppo", *split))
+    for other in (["learner.ranks=3"], ["learner.zero_stage=2"], ["learner.zero_stage=0"]):
+        with pytest.raises(CheckpointError, match="the job has"):
+            _check_resumable(state, job(tmp_path, "ppo", *split, *other))
+    whole = {"agdc": _shape(job(tmp_path, "ppo", "learner.ranks=2"))}
+    _check_resumable(whole, job(tmp_path, "ppo"))  # a whole optimiser's state is the same on every rank
+    _check_resumable({"agdc": {"algorithm": "ppo"}}, job(tmp_path, "ppo", *split))  # of an older version, which said less
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = job(tmp_path, "ppo", "agdc.belief.device=cuda", "agdc.policy=dcee")
+    with pytest.raises(ConfigError, match=r"agdc\.belief\.device: cuda, but PyTorch sees no GPU"):
+        train(config)
+    with pytest.raises(ConfigError, match=r"agdc\.belief\.device"):
+        evaluate(config)
+    with pytest.raises(ConfigError, match=r"agdc\.belief\.device"):
+        make_search({**algorithm_config(config).env_config, "num_envs": 2})
+    assert not config.run_dir.exists()
+
+
+def test_the_device_reaches_beliefs_and_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("SourceBelief", "SourceTermBatch"):
+        monkeypatch.setattr(source_problem, name, lambda *given, _name=name, **more: made.update({_name: [*given, *more.values()]}))
+    problem = source_problem.SourceTermProblem(job(tmp_path, "ppo", "agdc.belief.device=cuda").agdc)
+    problem.belief(2)
+    problem.search(2)
+    assert "cuda" in made["SourceBelief"]
+    assert "cuda" in made["SourceTermBatch"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["ppo", "ddpg"])  # moves, and a heading
+def test_beliefs_of_a_gpu_are_evaluated(name: str, tmp_path: Path) -> None:
+    config = job(tmp_path, name, "agdc.belief.device=cuda")
+    for policy in ("dcee", "infotaxis", "entrotaxis", "random", "oracle"):
+        files = [f"agdc.gif={tmp_path / 'search.gif'}", "agdc.belief.device=cuda", f"agdc.policy={policy}"]
+        figures = evaluate(job(tmp_path, name, *files))
+        assert figures["eval/episodes"] == 6
+        assert all(torch.isfinite(torch.tensor(list(figures.values()))))
+    env = make_search({**algorithm_config(config).env_config, "num_envs": 2})
+    made = algorithm_config(config).get_rl_module_spec(spaces={"default_policy": (env.single_observation_space, env.single_action_space)})
+    found = make_arena(config.agdc).run(TrainedPolicy(made.build(), config.agdc), 3)
+    assert found.error.device.type == "cpu"
+    assert torch.isfinite(found.error).all()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "overrides"),
@@ -217,6 +328,8 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
         ("ppo", ["rollout.workers=2"]),
         ("ppo", ["learner.ranks=2"]),
         ("ppo", ["learner.ranks=2", "agdc.learner=deepspeed"]),
+        ("ppo", ["learner.ranks=2", "agdc.learner=deepspeed", "learner.zero_stage=1"]),
+        ("ddpg", ["learner.ranks=2", "agdc.learner=deepspeed", "learner.zero_stage=2"]),
         ("dqn", []),
         ("ddpg", []),
         ("ddpg", ["agdc.learner=deepspeed", "learner.zero_stage=1"]),
