@@ -64,8 +64,13 @@ def one_token_answer(group: str, reward: float) -> Trajectory:
 
 
 def test_there_is_an_example_of_each_kind() -> None:
-    assert set(EXAMPLES) == {"my_task.py", "my_reward.py", "my_algorithm.py", "my_game.py"}
+    assert set(EXAMPLES) == {"my_task.py", "my_reward.py", "my_algorithm.py", "my_game.py", "my_search.py"}
     assert len(COMMANDS) == 2
+
+
+def test_the_search_example_is_the_one_that_is_tested() -> None:
+    """By tests/agents/agdc/test_own_search.py."""
+    assert EXAMPLES["my_search.py"] == (ROOT / "tests/agents/agdc/my_search.py").read_text()
 
 
 def test_the_task_example(examples: Path) -> None:
