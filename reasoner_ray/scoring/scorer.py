@@ -67,7 +67,8 @@ class Scorer:
         trajectory each: ``rewards`` (NaN where failed), ``statuses``, ``lengths`` (trainable tokens), ``oldest_versions``;
         and ``parts`` (mean value of each term), ``metrics``, ``environment_failures`` and ``environment_errors`` (of the
         episodes), ``label`` (the item's), ``unscored`` (how many answers by error type), ``failed`` (whether any trajectory
-        may not be trained on), ``error`` (why), ``samples`` (one ``SampleRow``); with process rewards what ``ProcessReward.apply`` says of them.
+        may not be trained on), ``error`` (why), ``samples`` (one ``SampleRow``); with process rewards what
+        ``ProcessReward.apply`` says of them.
         """
         judged = self._judge(trajectories, item)
         rewarded = [self._rewarded(j) for j in judged]
