@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks._record import RESULTS, record
+from benchmarks._runs import steps_of
 from benchmarks.agdc_planners import SHIFTS, shifted
 from reasoner_ray.agents.agdc.evaluate import search_metrics
 from reasoner_ray.agents.agdc.launch import make_arena
@@ -29,6 +30,7 @@ from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy
 from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.config import load_config
+from reasoner_ray.errors import ReasonerError
 from reasoner_ray.plot import plot_runs
 
 SHOWN = ("success", "right", "stop_rate", "correct_stops", "wrong_stops", "steps", "distance", "final_distance", "error")
@@ -59,10 +61,11 @@ def overrides_of(job: str, args: argparse.Namespace) -> list[str]:
 
 
 def train(job: str, seed: int, args: argparse.Namespace) -> Path:
-    """The folder of a finished run."""
+    """The folder of a finished run. Raises ``ConfigError`` where another job's lies there."""
     name = f"agdc-{job.replace('_', '-')}-seed{seed}"
-    if not (args.out / name / "model").is_dir():
-        options = [f"name={name}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", *overrides_of(job, args)]
+    options = [f"name={name}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", *overrides_of(job, args)]
+    wanted = load_config(JOBS / f"{job}.yaml", options)
+    if steps_of(wanted) != wanted.trainer.steps:
         resume = ["--if-exists", "resume"] if list((args.out / name).glob("checkpoints/step-*/MANIFEST.json")) else ["--overwrite"]
         command("train", str(JOBS / f"{job}.yaml"), *options, *resume)
     return args.out / name
@@ -167,7 +170,10 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="overrides, for example trainer.steps=40")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    table, runs = measure(args)
+    try:
+        table, runs = measure(args)
+    except ReasonerError as error:
+        sys.exit(f"error: {error}")
     record(args.name, settings={**vars(args), "out": str(args.out)}, figures=figures_of(table))
     for world, policies in table.items():
         draw(policies, RESULTS / (f"{args.name}.png" if world == "as_trained" else f"{args.name}_{world}.png"))

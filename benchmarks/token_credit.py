@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record
+from benchmarks._runs import steps_of
 from reasoner_ray.config import load_config
 from reasoner_ray.errors import ReasonerError
 from reasoner_ray.models import resolve_model
@@ -58,7 +59,7 @@ def run(job: Path, algorithm: str, seed: int, out: Path, extra: list[str]) -> Pa
     own = [f"name={base.name}-{algorithm}-s{seed}", f"seed={seed}", f"out={out}", "tracking.wandb=off"]
     overrides = [*extra, *(text.format(**known) for text in SETTINGS[algorithm]), *own]
     config = load_config(job, overrides)
-    trained = read_jsonl(config.run_dir / METRICS_FILE)[-1]["step"] if (config.run_dir / "model").is_dir() else 0
+    trained = steps_of(config)
     if trained == config.trainer.steps:
         print(f"{config.run_dir} is finished already")
         return config.run_dir
@@ -70,9 +71,9 @@ def run(job: Path, algorithm: str, seed: int, out: Path, extra: list[str]) -> Pa
 
 def sampled(folder: Path, episodes: int) -> dict[str, float]:
     """Metrics of ``episodes`` sampled episodes a wording with a run's final weights; kept in its folder."""
-    file = folder / f"sampled-{episodes}.json"
+    config = load_config(folder / "config.yaml", [f"trainer.eval_samples={episodes}", f"model.path={folder / 'model'}"])
+    file = folder / f"sampled-{episodes}-step-{config.trainer.steps}.json"
     if not file.is_file():
-        config = load_config(folder / "config.yaml", [f"trainer.eval_samples={episodes}", f"model.path={folder / 'model'}"])
         file.write_text(json.dumps(evaluate(config)))
     found: dict[str, float] = json.loads(file.read_text())
     return found

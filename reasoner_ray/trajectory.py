@@ -75,8 +75,8 @@ class Trajectory:
     rewards: np.ndarray  # float32 [T]; sparse, only on trainable tokens
     spans: tuple[Span, ...]
     status: Status = Status.FINISHED
-    unended: bool = False  # truncated by limits of ours alone, while its environment went on
     info: dict[str, Any] = field(default_factory=dict)
+    unended: bool = False  # truncated by limits of ours alone, while its environment went on
 
     def __post_init__(self) -> None:
         length = len(self.tokens)

@@ -86,7 +86,7 @@ class Algorithm(ABC, Generic[S]):
             raise ConfigError("\n".join(self._explain(e) for e in error.errors())) from None
 
     def discounts(self, settings: S) -> tuple[float, float]:
-        """Discount from one token of an action to the next, and from one action to the next, as ``credit`` applies them.
+        """Discount from one token of an action to the next, and of a step of the environment, as ``credit`` applies them.
 
         Those named ``gamma_token`` and ``gamma_action`` among the settings, 1 without: override it where the estimate has others.
         """

@@ -230,7 +230,7 @@ def _read(observation: Any, reward: Any, terminated: Any, truncated: Any, info: 
         success=_flag('info["success"]', info.get("success", False)),
         invalid=_flag('info["invalid"]', info.get("invalid", False)),
         metrics=_metrics(info.get("metrics", {})),
-        duration=_duration(info.get("duration", 1)),
+        duration=_duration(info.get("steps_taken", 1)),
     )
 
 
@@ -282,7 +282,7 @@ def _actions(value: Any) -> list[str] | None:
 
 def _duration(value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-        raise EnvironmentFailure("bad_result", f'info["duration"] is {value!r}, not a number of steps')
+        raise EnvironmentFailure("bad_result", f'info["steps_taken"] is {value!r}, not a number of steps')
     return int(value)
 
 

@@ -31,6 +31,10 @@ REDUCE_BUCKET = 50_000_000
 """Gradient elements ZeRO reduces at once; DeepSpeed allocates a buffer of this size (its default takes 2 GB)."""
 
 
+STILL = (1 - 1e-12, 1 - 1e-12)
+"""Adam's betas under which moments stay as they are in float32 (at 1 its bias correction would be 0 / 0)."""
+
+
 def open_store(host: str, world_size: int, timeout_s: float, port: int = 0) -> dist.TCPStore:
     """The meeting point of a process group, listening on ``port`` of this machine (0: a free one); its ``port`` is where others join.
 
@@ -139,6 +143,7 @@ class GradientEngine:
         self.world_size = dist.get_world_size()
         self.rank = dist.get_rank()
         self._max_norm = config.max_grad_norm
+        self._betas = config.betas
         groups = [g for g in groups if g["params"]]
         self._base_lrs = [float(g["lr"]) for g in groups]
         self._trained = [p for g in groups for p in g["params"]]
@@ -174,11 +179,13 @@ class GradientEngine:
     def step(self, lr_scale: float, held: Collection[str] = ()) -> float:
         """Clip and apply the gradient with every learning rate times ``lr_scale``; returns the norm before clipping.
 
-        The groups named in ``held`` keep their weights; their moments gather all the same. Where the returned norm is not finite,
-        nothing was applied; all ranks agree on it.
+        The groups named in ``held`` keep their weights, and their moments but for the count of steps. Where the returned norm is not
+        finite, nothing was applied; all ranks agree on it.
         """
         for group, lr in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = 0.0 if group.get("name") in held else lr * lr_scale
+            still = group.get("name") in held
+            group["lr"] = 0.0 if still else lr * lr_scale
+            group["betas"] = STILL if still else self._betas
         norm = math.nan
         if self.stage == 0:
             norm = float(nn.utils.clip_grad_norm_(self._trained, self._max_norm))

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from reasoner_ray.errors import ReasonerError
+from reasoner_ray.errors import CheckpointError, ReasonerError
 from reasoner_ray.models import load_tokenizer, resolve_model
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.process_reward import ProcessReward
 from reasoner_ray.scoring.scorer import Scorer
 from reasoner_ray.trainer.parts import GroupResult
+from reasoner_ray.trajectory import Trajectory, flatten
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
     from reasoner_ray.data.tasks import Item
-    from reasoner_ray.trajectory import Trajectory
 
 _RESTARTS = 10  # times Ray brings back an actor that died, and runs its calls again: scoring has no side effects
 _GROUPS_AT_ONCE = 16  # a group that waits for a slow answer must not hold up the others
@@ -104,8 +104,15 @@ class ScorerPool:
         return await result.trajectories, result.summary
 
     async def store(self, fetched: tuple[list[Trajectory], dict[str, Any]]) -> GroupResult:
-        """The inverse of ``fetch``."""
+        """The inverse of ``fetch``. Raises ``CheckpointError`` for trajectories that an earlier version of the program wrote."""
         trajectories, summary = fetched
+        try:
+            flatten(trajectories)
+        except AttributeError as error:  # unpickling fills in no defaults
+            raise CheckpointError(
+                f"the checkpoint's trajectories were written by an earlier version of reasoner_ray ({error}); go on with that version, "
+                "or start a new run"
+            ) from error
         return GroupResult(trajectories=ray.put(trajectories), summary=summary)
 
     async def stop(self) -> None:

@@ -147,13 +147,16 @@ def partial_of(trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, separ
 def discounts_of(trajectory: Trajectory, partial: Partial, token: float, action: float) -> tuple[list[float], list[float]]:
     """Of each step what a reward is discounted by behind its last token, and between its first token and its last.
 
-    ``token`` and ``action`` are the discounts behind a token inside an action and behind an action's last one; tokens of others
-    pass no time.
+    ``token`` and ``action`` are the discounts behind a token inside an action and behind an action's last one, of each step of the
+    environment that it took; tokens of others pass no time.
     """
-    ends = dict(zip(np.flatnonzero(trajectory.loss_mask).tolist(), flatten([trajectory]).action_end.tolist(), strict=True))
+    streams = flatten([trajectory])
+    assert streams.durations is not None
+    after = torch.where(streams.action_end, action**streams.durations, token)  # as ``hierarchical_gae`` discounts
+    discount = dict(zip(np.flatnonzero(trajectory.loss_mask).tolist(), after.tolist(), strict=True))
     behind, inside = [], []
     for begin, end in zip((partial.start, *partial.ends), partial.ends, strict=False):
-        *earlier, last = [action if ends[place] else token for place in range(begin, end) if place in ends] or [1.0]
+        *earlier, last = [discount[place] for place in range(begin, end) if place in discount] or [1.0]
         behind.append(last)
         inside.append(math.prod(earlier))
     return behind, inside

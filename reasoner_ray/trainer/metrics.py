@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.prm.hacking import process_metrics
 from reasoner_ray.trainer.parts import GroupResult
+from reasoner_ray.trajectory import Status
 
 if TYPE_CHECKING:
     from reasoner_ray.data.tasks import Item
@@ -48,7 +49,7 @@ def group_row(index: int, item: Item, result: GroupResult) -> dict[str, Any]:
 
 
 def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
-    """Accuracy (mean reward of the answers) over held-out items; an item whose scorer failed is counted apart, not as 0.
+    """Accuracy (mean reward of the answers) over held-out items; an answer that could not be judged is counted apart, not as 0.
 
     Where the reward is a sum of terms, ``eval/TERM`` tells the share of right answers from what form or length earned.
     Items of several labels (wordings of an environment, say) are also shown label by label.
@@ -58,10 +59,10 @@ def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
     each = {label: [r for r in results if r.summary.get("label") == label] for label in labels if len(labels) > 1}
     return {
         "eval/accuracy": _mean_reward(results),
-        **_term_metrics("eval", [r for r in results if not r.summary["failed"]]),
+        **_term_metrics("eval", [r for r in results if any(_judged(r))]),
         **process_metrics([r.summary for r in results], "eval/process"),
-        "eval/answers": float(sum(len(r.summary["rewards"]) for r in results if not r.summary["failed"])),
-        "eval/failed": float(sum(bool(r.summary["failed"]) for r in results)),
+        "eval/answers": float(sum(sum(_judged(r)) for r in results)),
+        "eval/failed": float(sum(not judged for r in results for judged in _judged(r))),
         "eval/tokens_mean": statistics.fmean(n for r in results for n in r.summary["lengths"]),
         **{f"eval/{name}": statistics.fmean(values) for name, values in _episode_metrics(results).items()},
         **{f"eval/{label}/accuracy": _mean_reward(part) for label, part in each.items()},
@@ -71,8 +72,15 @@ def evaluation_metrics(results: Sequence[GroupResult]) -> dict[str, float]:
 
 def _mean_reward(results: Sequence[GroupResult]) -> float:
     """Of the outcomes alone, where there are rewards for the process, too."""
-    scored = [reward for r in results if not r.summary["failed"] for reward in r.summary.get("outcomes", r.summary["rewards"])]
+    outcomes = [(r.summary.get("outcomes", r.summary["rewards"]), _judged(r)) for r in results]
+    scored = [reward for rewards, judged in outcomes for reward, counts in zip(rewards, judged, strict=True) if counts]
     return statistics.fmean(scored) if scored else float("nan")
+
+
+def _judged(result: GroupResult) -> list[bool]:
+    """Whether each answer's reward means what it says."""
+    found = zip(result.summary["statuses"], result.summary["lengths"], strict=True)
+    return [Status(status).is_trainable and length > 0 for status, length in found]
 
 
 def _term_metrics(prefix: str, results: Sequence[GroupResult]) -> dict[str, float]:

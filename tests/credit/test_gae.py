@@ -97,7 +97,7 @@ def test_what_is_trained_is_the_return_that_an_environment_of_macro_actions_repo
         while not done:
             _, reward, terminated, truncated, info = env.step(source.choice(info["admissible"]))
             builder.add_model([2, 2], [-0.5] * 2, [0] * 2)
-            builder.set_duration(info["duration"])
+            builder.set_duration(info["steps_taken"])
             builder.add_reward(reward)
             done = terminated or truncated
         streams = replace(flatten([builder.build()]), values=torch.zeros(builder.build().trainable_tokens))

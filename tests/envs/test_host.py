@@ -119,8 +119,8 @@ FAILURES = [
     ("action twice", "bad_result", "holds an action twice: 'go'"),
     ("success as number", "bad_result", 'info["success"] is a int'),
     ("metrics as list", "bad_result", 'info["metrics"] is a list'),
-    ("duration below 0", "bad_result", 'info["duration"] is -1, not a number of steps'),
-    ("half a step", "bad_result", 'info["duration"] is 0.5, not a number of steps'),
+    ("duration below 0", "bad_result", 'info["steps_taken"] is -1, not a number of steps'),
+    ("half a step", "bad_result", 'info["steps_taken"] is 0.5, not a number of steps'),
 ]
 
 

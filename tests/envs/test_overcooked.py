@@ -188,7 +188,7 @@ def test_words_follow_the_state() -> None:
     )
     assert info["admissible"][-1] == "chop the tomato"
     _, reward, _, _, info = env.step("chop the tomato")
-    assert (reward, info["duration"]) == (pytest.approx(-0.001 * (1 + 0.99 + 0.99**2) + 0.2 * 0.99**2), CHOPS)
+    assert (reward, info["steps_taken"]) == (pytest.approx(-0.001 * (1 + 0.99 + 0.99**2) + 0.2 * 0.99**2), CHOPS)
     *_, info = env.step("take the empty bowl")
     assert info["admissible"][:2] == ["put the tomato in the bowl", "put the lettuce in the bowl"]
     observation, *_, info = env.step("put the tomato in the bowl")
@@ -230,15 +230,15 @@ def test_the_limit_cuts_a_macro_action_on_its_way() -> None:
     whole = env.rules.outcome(env.rules.start, Macro("bowl"), 200)
     assert whole.steps > 1
     observation, reward, terminated, truncated, info = env.step("take the empty bowl")
-    assert (terminated, truncated, info["duration"], info["metrics"]["primitive_steps"]) == (False, True, 1, 200)
+    assert (terminated, truncated, info["steps_taken"], info["metrics"]["primitive_steps"]) == (False, True, 1, 200)
     assert reward == pytest.approx(-0.001) and "carry nothing" in observation
     env.reset()
     *_, info = env.step("take the empty bowl")
-    assert info["duration"] == whole.steps, "the cut one is not remembered"
+    assert info["steps_taken"] == whole.steps, "the cut one is not remembered"
 
 
 def test_nonsense_stands_still_for_a_step() -> None:
     env = TomatoSalad()
     start, _ = env.reset()
     observation, reward, *_, info = env.step("dance")
-    assert (observation, reward, info["invalid"], info["duration"]) == (start, -0.001, True, 1)
+    assert (observation, reward, info["invalid"], info["steps_taken"]) == (start, -0.001, True, 1)

@@ -224,13 +224,21 @@ def test_a_critic_that_warms_up_leaves_the_policy_alone(stage: int, job: Job, gr
 def test_a_policy_that_has_gone_far_enough_waits_for_its_critic(stage: int, job: Job, groups: Groups) -> None:
     """max_kl: the first pass is at KL 0 and moves the policy; at the second it is away, and the critic alone goes on."""
 
+    moments: list[list[torch.Tensor]] = []
+
     def after(**learning: object) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         learner = Learner(job(algorithm={"name": "poad"}, learner={"lr": 1e-3, "critic_lr": 1e-2, "zero_stage": stage, **learning}))
-        return (metrics := learner.train_step(groups)) and weights(learner), metrics
+        metrics = learner.train_step(groups)
+        optimizer = learner.engine._engine.optimizer
+        moments.append([optimizer.state[p]["exp_avg"].clone() for p in optimizer.param_groups[0]["params"]])
+        return weights(learner), metrics
 
     once, _ = after(epochs=1)
     held, metrics = after(epochs=2, max_kl=1e-9)
     twice, free = after(epochs=2, max_kl=100.0)
+    for first, kept, gone_on in zip(*moments, strict=True):  # what was held moves the policy in no later step either
+        torch.testing.assert_close(kept, first, atol=1e-12, rtol=1e-6)
+        assert not torch.allclose(gone_on, first, atol=1e-12, rtol=1e-3)
     critic = {name for name in once if name.startswith("value_head")}
     assert_same({n: w for n, w in held.items() if n not in critic}, {n: w for n, w in once.items() if n not in critic}, 0)
     assert all(not torch.equal(held[n], once[n]) for n in critic if "weight" in n)

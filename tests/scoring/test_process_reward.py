@@ -101,6 +101,7 @@ def test_shaping_uses_the_discount_of_the_algorithm(algorithm: dict[str, Any], t
         builder.add_env(tokenizer.encode("so:\n"), turn=turn)
         tokens = tokenizer.encode("add one and two\nis 3" if turn == 0 else "yes it is\nstop")
         builder.add_model(tokens, [0.0] * len(tokens), [0] * len(tokens), turn=turn)
+        builder.set_duration(3 - turn)
     scorer, settings = Table((0.75, 0.25, 0.5, 0.9, 0.1, 0.6)), {"separator": "\n", "transform": "shaping", "initial": 0.3}
     reward = ProcessReward(ProcessRewardConfig(**settings), lambda: scorer, tokenizer, (token, action))
     ((rewarded,), about) = reward.apply([builder.build()])

@@ -15,7 +15,7 @@ import pytest
 
 from reasoner_ray.config import parse_config
 from reasoner_ray.data.tasks import Item
-from reasoner_ray.errors import ConfigError
+from reasoner_ray.errors import CheckpointError, ConfigError
 from reasoner_ray.scoring.base import RewardTerms, Term
 from reasoner_ray.scoring.pool import ScorerPool
 from reasoner_ray.scoring.scorer import Scorer, decode_answer
@@ -167,4 +167,8 @@ def test_scorer_actors_survive_being_killed(ray_cluster: Any, tiny_model_dir: Pa
 
     stored = asyncio.run(checkpoint())
     assert stored.summary == results[7].summary
+    old = scored[0].spans[0]
+    object.__delattr__(old, "duration")  # as unpickling leaves what was written before there was such a field
+    with pytest.raises(CheckpointError, match="written by an earlier version of reasoner_ray .*duration"):
+        asyncio.run(pool.store(([scored[0]], {})))
     assert [t.total_reward for t in ray.get(stored.trajectories)] == [1.0, 1.0]

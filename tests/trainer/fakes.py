@@ -18,7 +18,7 @@ def summary(version: int, n: int, failed: bool = False) -> dict[str, Any]:
         "rewards": [float(i % 2) for i in range(n)],
         "lengths": [4] * n,
         "oldest_versions": [version] * n,
-        "statuses": ["finished"] * n,
+        "statuses": ["failed" if failed else "finished"] * n,
         "unscored": {},
         "failed": failed,
         "error": "the grader died" if failed else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -28,3 +29,10 @@ def test_an_evaluation_shows_its_terms_without_what_could_not_be_scored() -> Non
     metrics = evaluation_metrics([group(1, parts=right), group(1, parts=formed), group(1, failed=True, parts={"math": 1.0, "format": 1.0})])
     assert (metrics["eval/math"], metrics["eval/format"], metrics["eval/failed"]) == (0.5, 1.0, 1.0)
     assert metrics["eval/accuracy"] == pytest.approx(0.0), "the mean of the rewards as they were given"
+
+
+def test_one_answer_that_could_not_be_judged_does_not_hide_the_others_of_its_prompt() -> None:
+    rewards, statuses = [1.0, 1.0, 0.0, math.nan], ["finished", "finished", "truncated", "failed"]
+    metrics = evaluation_metrics([group(4, failed=True, rewards=rewards, statuses=statuses, parts={"math": 2 / 3})])
+    assert metrics["eval/accuracy"] == pytest.approx(2 / 3)
+    assert (metrics["eval/answers"], metrics["eval/failed"], metrics["eval/math"]) == (3.0, 1.0, pytest.approx(2 / 3))

@@ -35,7 +35,7 @@ class TextEnvironment(gymnasium.Env[str, str], ABC):
     """A Gymnasium environment over text that ends when its task is done, or truncated after ``limit`` steps.
 
     ``info`` has ``admissible`` (list of the actions legal now, [] when the task is done), ``success``, ``invalid`` (the
-    text was no admissible action), ``duration`` (how many of the limit's steps the action took) and ``metrics``: of the
+    text was no admissible action), ``steps_taken`` (how many of the limit's steps the action took) and ``metrics``: of the
     episode so far, its return (``discount`` for every step before an action). Any string may be an action.
     ``step`` raises ``gymnasium.error.ResetNeeded`` outside an episode.
     """
@@ -85,7 +85,7 @@ class TextEnvironment(gymnasium.Env[str, str], ABC):
             "admissible": list(turn.admissible),
             "success": turn.success,
             "invalid": turn.invalid,
-            "duration": turn.steps,
+            "steps_taken": turn.steps,
             "metrics": self._metrics(),
         }
 

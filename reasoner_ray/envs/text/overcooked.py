@@ -183,7 +183,7 @@ def _machine(rows: tuple[str, ...], recipe: tuple[str, ...]) -> Machine[State, M
 
 
 class Salad(FiniteEnvironment[State, Macro]):
-    """A salad's environment: 200 steps, of which a macro action takes one or more (``info["duration"]``).
+    """A salad's environment: 200 steps, of which a macro action takes one or more (``info["steps_taken"]``).
 
     -0.001 a step, +0.2 for each ingredient of the dish that is chopped, +1 for the right dish, which ends the episode,
     -0.1 for a wrong one, which goes back to where it came from. An action outside the list stands still for a step.
