@@ -25,10 +25,8 @@ def steps_of(config: JobConfig) -> int:
     keys = sorted(key for key in there.keys() | wanted.keys() if not _is_free(key))
     found = [key for key in keys if there.get(key) != wanted.get(key)]
     if found:
-        raise ConfigError(
-            f"{run} was trained otherwise ({', '.join(f'{k}: {there.get(k)}, not {wanted.get(k)}' for k in found[:4])}); delete it, or take "
-            "another folder with --out"
-        )
+        named = ", ".join(f"{key}: {there.get(key)}, not {wanted.get(key)}" for key in found[:4])
+        raise ConfigError(f"{run} was trained otherwise ({named}); delete it, or take another folder with --out")
     return int(read_jsonl(run / METRICS_FILE)[-1]["step"])
 
 
