@@ -5,9 +5,9 @@ tokens: a verb, a filler that the policy is free to choose, and a noun. In the f
 "open" or "close", and only the right one leads on. Reaching the end pays 1, five actions without it pay -1.
 All episodes are enumerated and weighted by their probability, and the critic is exact, so nothing here is noise.
 
-The paper says that poad puts the credit on the deciding token and ntpo does not. With an exact critic of its own ntpo does as well as poad,
-since that critic knows what is discounted inside an action; with the critic of the other's discount both spread the credit. What
-ntpo's discount costs is elsewhere: the same action said in more words is worth less.
+The paper says that poad puts the credit on the deciding token and ntpo does not. That does not hold as stated: with an exact critic of
+its own ntpo does as well as poad, since that critic has absorbed the discount inside an action; with the critic of the other's discount
+both spread the credit. What ntpo's discount costs is elsewhere: the same action said in more tokens is worth less.
 """
 
 from __future__ import annotations
@@ -173,7 +173,21 @@ def test_with_the_critic_of_another_discount_it_spreads(name: str, critic: str) 
     assert 1 < max(ratios) < 10
 
 
-def test_under_ntpo_an_action_of_more_tokens_is_worth_less() -> None:
+@pytest.mark.parametrize(("name", "tokens_between"), [("poad", 0), ("ntpo", 1)])
+def test_under_ntpo_the_same_action_in_more_tokens_is_worth_less(name: str, tokens_between: int) -> None:
+    """What followed an action, 1 at the end of the next one, as the algorithm sees it from the first action's first token."""
+    short, long = [(3, 0.0), (3, 1.0)], [(5, 0.0), (3, 1.0)]
+    streams = make_streams(make_trajectory(short), make_trajectory(long), values=[0.0] * 14)
+    algorithm = get_algorithm(name)
+    settings = algorithm.settings({"gamma_action": GAMMA, "gamma_token": DISCOUNT[name], "lambda_token": 1.0, "lambda_action": 1.0})
+    assert isinstance(settings, TokenCriticSettings)
+    returns = algorithm.credit(streams, settings).returns
+    # One step lies between the two actions; of the other tokens, 2 + 2 in the short wording and 4 + 2 in the long one.
+    assert float(returns[0]) == pytest.approx(GAMMA ** (1 + 4 * tokens_between))
+    assert float(returns[6]) == pytest.approx(GAMMA ** (1 + 6 * tokens_between))
+
+
+def test_the_exact_values_fall_in_the_same_way() -> None:
     """Three certain actions of three tokens: poad's start is worth gamma^2, ntpo's gamma^2 times gamma^2 for each action."""
     sure = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
     assert float(exact_values(sure, DISCOUNT["poad"])[0]) == pytest.approx(GAMMA**2)
