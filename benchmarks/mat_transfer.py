@@ -3,7 +3,8 @@
 With each seed a network is pre-trained (--pretrain), goes on with the other task (--job) for the greatest of --shares of a full run of it,
 and so does a new network; both are looked at on the way, by greedy episodes of the same seeds. Share 0 is zero-shot. --full adds a new
 network that has a full run. Every run is `reasoner train` in a process of its own; finished ones are looked at as they are, one that was
-interrupted goes on from its last checkpoint: the same command, started again, goes on where it was. Draws NAME.png.
+interrupted, or is now to be longer, goes on from its last checkpoint: the same command, started again, goes on where it was. A run that
+was trained otherwise is refused. Draws NAME.png.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks._record import RESULTS, record
+from benchmarks._runs import steps_of
 from reasoner_ray.agents import SCRATCH
-from reasoner_ray.config import load_config
+from reasoner_ray.config import JobConfig, load_config
+from reasoner_ray.errors import ConfigError, ReasonerError
 
 JOBS = Path(__file__).parent.parent / "jobs" / "mat"
 TINY = ["multi_agent.envs=2", "multi_agent.segment_steps=5", "multi_agent.args.max_cycles=5", "mat.width=8", "learner.epochs=2"]
@@ -29,15 +32,38 @@ TINY = ["multi_agent.envs=2", "multi_agent.segment_steps=5", "multi_agent.args.m
 COLOURS = {"transfer": "#0072B2", "scratch": "#D55E00", "full": "#7F7F7F"}
 
 
-def train(job: Path, name: str, seed: int, args: argparse.Namespace, *options: str) -> Path:
-    """The folder of a finished run. Raises ``CalledProcessError`` where it fails."""
-    run = args.out / f"{name}-seed{seed}"
-    if not (run / "model").is_dir():
-        fixed = [f"name={run.name}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", f"trainer.eval_tasks={args.episodes}"]
-        resume = ["--if-exists", "resume"] if list(run.glob("checkpoints/step-*/MANIFEST.json")) else ["--overwrite"]
-        given = [*(TINY if args.tiny else []), *args.set, *fixed, *options]
+def train(job: Path, name: str, seed: int, args: argparse.Namespace, *options: str, grows: bool = True) -> Path:
+    """The folder of a finished run, of which one that ``grows`` may be there with fewer steps.
+
+    Raises ``ConfigError`` where one of another configuration is there, ``CalledProcessError`` where the training fails.
+    """
+    fixed = [f"name={name}-seed{seed}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", f"trainer.eval_tasks={args.episodes}"]
+    given = [*(TINY if args.tiny else []), *args.set, *fixed, *options]
+    config = load_config(job, given)
+    run, wanted, trained = config.run_dir, config.trainer.steps, steps_of(config)
+    if trained and not _may_go_on(config, trained, grows):
+        raise ConfigError(f"{run} has {trained} training steps, not {wanted}; delete it and what began from it, or take another --out")
+    if trained != wanted:
+        begun = bool(list(run.glob("checkpoints/step-*/MANIFEST.json")))
+        if begun and not trained and not _is_of(config, load_config(run / "config.yaml")):
+            raise ConfigError(f"{run} was begun with another configuration than it is to go on with; delete it, or take another --out")
+        resume = ["--if-exists", "resume"] if begun else ["--overwrite"]
         subprocess.run([sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *given, *resume], check=True)
     return run
+
+
+def _may_go_on(config: JobConfig, trained: int, grows: bool) -> bool:
+    """Whether a finished run of ``trained`` steps is, or can become, the run of ``config``: a schedule fits one length alone."""
+    wanted = config.trainer.steps
+    return trained == wanted or (grows and trained < wanted and config.learner.lr_schedule == "constant")
+
+
+def _is_of(config: JobConfig, there: JobConfig) -> bool:
+    """Whether ``there`` is ``config``, but for where the run lies, how long it is and how it is watched."""
+    free: dict[str, Any] = {"name": config.name, "out": config.out, "tracking": config.tracking}
+    if config.learner.lr_schedule == "constant":
+        free["trainer"] = there.trainer.model_copy(update={"steps": config.trainer.steps})
+    return there.model_copy(update=free).model_dump(mode="json") == config.model_dump(mode="json")
 
 
 def returns_of(run: Path) -> dict[int, float]:
@@ -53,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[int, float]]]:
     few = [f"trainer.steps={max(steps.values())}", f"trainer.eval_every={every}"]
     found: dict[str, list[dict[int, float]]] = {}
     for seed in range(1, args.seeds + 1):
-        before = train(args.pretrain, f"{args.name}-pretrain", seed, args, f"trainer.steps={args.pretrain_steps}")
+        before = train(args.pretrain, f"{args.name}-pretrain", seed, args, f"trainer.steps={args.pretrain_steps}", grows=False)
         sides = {"transfer": [f"model.path={before / 'model'}", *few], "scratch": [f"model.path={SCRATCH}", *few]}
         if args.full:
             sides["full"] = [f"model.path={SCRATCH}", f"trainer.steps={args.steps}", f"trainer.eval_every={max(steps.values())}"]
@@ -123,7 +149,10 @@ def main() -> None:
         parser.error("--steps must be a multiple of 100, and one of --shares above 0")
     args.pretrain_steps = args.pretrain_steps or load_config(args.pretrain).trainer.steps
     args.out.mkdir(parents=True, exist_ok=True)
-    found = measure(args)
+    try:
+        found = measure(args)
+    except ReasonerError as error:
+        parser.exit(1, f"{error}\n")
     record(
         args.name,
         settings={**vars(args), **{key: str(getattr(args, key)) for key in ("out", "job", "pretrain")}},

@@ -61,7 +61,7 @@ def evaluate(
 
     Of one greedy answer each, or of trainer.eval_samples=N answers that are sampled as in training.
     Of kind prm and value: AUC and accuracy on held-out steps, and the first-error F1 of supervised.processbench. Of kind mat: the
-    return of greedy episodes from fixed seeds with its 95 % interval, of RUN/model without --model; one is drawn into RUN/episode.gif.
+    return of greedy episodes from fixed seeds with its 95 % interval, of RUN/model without --model; one is drawn as RUN/`tracking.video`.
     """
     from reasoner_ray.config import load_config
     from reasoner_ray.trainer.launch import evaluate as run

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from reasoner_ray.agents.agdc.settings import AgdcConfig, agdc_numbers, agdc_problems
-from reasoner_ray.agents.mat.settings import MatConfig, mat_numbers, mat_problems
+from reasoner_ray.agents.mat.settings import MatConfig, mat_numbers, mat_problems, unused_problems
 from reasoner_ray.agents.sequence.settings import SequenceConfig, sequence_numbers, sequence_problems
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.errors import ConfigError
@@ -241,9 +241,9 @@ def _impossible(c: JobConfig) -> list[str]:
     check_task(c.task)
     reward_terms(c.scoring, c.task)
     if c.kind != "rl":
-        return [*critic_problems(c, algorithm), *PROBLEMS.get(c.kind, supervised_problems)(c)]
+        return [*unused_problems(c), *critic_problems(c, algorithm), *PROBLEMS.get(c.kind, supervised_problems)(c)]
     t, problems = c.trainer, [*critic_problems(c, algorithm), *_rollout_problems(c.rollout), *search_problems(c), *process_problems(c)]
-    problems += cut_problems("labels.separator", c.labels.separator)
+    problems += [*unused_problems(c), *cut_problems("labels.separator", c.labels.separator)]
     if algorithm.needs_group and t.samples_per_task < 2:
         problems.append(f"trainer.samples_per_task: {algorithm.name} compares the samples of a group, so it needs at least 2")
     if t.tasks_per_step % c.learner.updates_per_step:

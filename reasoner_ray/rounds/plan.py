@@ -147,7 +147,8 @@ def _learn(
     head: Section = {"critic": "none"} if kind == "sft" else {"critic": "joint", "critic_hidden": []}
     sections: dict[str, Section] = {
         "model": {"path": model},
-        "learner": {**head, "updates_per_step": 1, "epochs": 1},
+        "learner": {**head, "updates_per_step": 1, "epochs": 1, "critic_warmup": 0, "max_kl": None},
+        "trainer": {} if kind == "sft" else {"eval_samples": 0},
         "rollout": {"temperature": 1.0},
         "scoring": {"process": None},
     }

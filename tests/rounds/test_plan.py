@@ -110,6 +110,17 @@ def test_a_round_of_process_rewards_refreshes_its_model() -> None:
     assert old.model_copy(update={"scorer": new.scorer}) == new, "the same solutions by both"
 
 
+def test_what_only_the_policy_has_a_use_for_stays_with_its_phases() -> None:
+    """A critic that learns alone, a limit on the policy's way, sampled evaluations: refused in a phase that trains a judge."""
+    learner = {**REWARDS.get("learner", {}), "critic_warmup": 1, "max_kl": 0.1}
+    config = job({**REWARDS, "learner": learner, "trainer": {**REWARDS.get("trainer", {}), "steps": 4, "eval_samples": 3}})
+    phases = by_name(config, 1)
+    assert (phases["rl"].config.learner.critic_warmup, phases["rl"].config.learner.max_kl) == (1, 0.1)
+    assert phases["rl"].config.trainer.eval_samples == phases["greedy"].config.trainer.eval_samples == 3
+    prm = phases["prm"].config
+    assert (prm.learner.critic_warmup, prm.learner.max_kl, prm.trainer.eval_samples) == (0, None, 0)
+
+
 def test_a_model_may_be_kept_fixed() -> None:
     found = by_name(job(REWARDS, refresh=False), 2)
     assert list(found) == ["rl", "greedy", "judged"]

@@ -51,10 +51,13 @@ class MatDriver(StepDriver):
         super().__init__(config, parts)
         self._fresh = True  # episodes are to begin anew
         self._steps_done = 0  # environment steps so far
-        self._anew_at, self._ended = 0, 0  # the step at which all episodes began anew, and how many have ended since
-        self._warned = False  # that none ever ends
         self._tasks = list(config.multi_agent.tasks)  # labels; none where there is one task
+        self._anew_at, self._ended = 0, self._none_ended()  # when all episodes began anew, and how many of each task have ended since
+        self._warned: set[int] = set()  # of which tasks it was said that none ever ends
         self._evaluations, self._films = 0, True  # how many there were, and whether episodes can be drawn
+
+    def _none_ended(self) -> list[int]:
+        return [0] * max(1, len(self._tasks))
 
     async def stop(self) -> None:
         """End every actor; safe after any failure."""
@@ -68,9 +71,9 @@ class MatDriver(StepDriver):
         await learners.start()
 
     async def _train(self) -> None:
-        self._fresh, self._anew_at, self._ended = True, self.step, 0
+        self._fresh, self._anew_at, self._ended = True, self.step, self._none_ended()
         if self.step == 0:
-            self._steps_done = 0
+            self._steps_done = self._evaluations = 0
         await self._sync()
         await super()._train()
 
@@ -83,7 +86,8 @@ class MatDriver(StepDriver):
         self._check_mismatch(learned)
         self.step += 1
         self._steps_done += sum(c.summary["steps"] for c in collected)
-        self._ended += sum(len(c.summary["returns"]) for c in collected)
+        for worker, c in enumerate(collected):
+            self._ended[worker % len(self._ended)] += len(c.summary["returns"])
         self._begin_anew_if_due()
         await self._sync()
         synced = time.perf_counter()
@@ -97,28 +101,32 @@ class MatDriver(StepDriver):
         self.parts.tracker.log(self.step, metrics | self._faults)
 
     def _begin_anew_if_due(self) -> None:
-        """After a regular checkpoint all episodes begin anew; say so, once, where none came to its end before that."""
+        """After a regular checkpoint all episodes begin anew; say so, once a task, where none of it came to its end before that."""
         every = self.config.trainer.checkpoint_every
         self._fresh = bool(every) and self.step % every == 0
         if not self._fresh or self.step >= self.config.trainer.steps:
             return
-        if not (self._ended or self._warned) and self.step - self._anew_at == every:
-            self._warned = True
+        silent = [task for task, ended in enumerate(self._ended) if not ended and task not in self._warned]
+        if silent and self.step - self._anew_at == every:
+            self._warned.update(silent)
+            which = f" of {', '.join(self._tasks[task] for task in silent)}" if self._tasks else ""
+            steps = every * self.config.multi_agent.segment_steps
             self.parts.tracker.event(
-                f"no episode ended in the {every * self.config.multi_agent.segment_steps} steps between two checkpoints, after which "
-                "all begin anew: how they end is never seen. Raise trainer.checkpoint_every, or lower multi_agent.max_steps",
+                f"no episode{which} ended in the {steps} steps between two checkpoints, after which all begin anew: how they end is "
+                "never seen. Raise trainer.checkpoint_every, or lower multi_agent.max_steps",
                 "warning",
             )
-        self._anew_at, self._ended = self.step, 0
+        self._anew_at, self._ended = self.step, self._none_ended()
 
     def _warnings(self) -> list[str]:
         env, trainer = self.config.multi_agent, self.config.trainer
         limits, steps = [episode_limit(one) for one in (map(env.task, self._tasks) if self._tasks else [env])], env.segment_steps
-        limit = max((known for known in limits if known is not None), default=None)
         between = trainer.checkpoint_every * steps
-        if limit is None or not 0 < between < limit or trainer.steps <= trainer.checkpoint_every:
+        late = {task: limit for task, limit in enumerate(limits) if limit is not None and 0 < between < limit}
+        if not late or trainer.steps <= trainer.checkpoint_every:
             return []
-        self._warned = True
+        self._warned.update(late)
+        limit = max(late.values())
         return [
             f"episodes of up to {limit} steps begin anew every trainer.checkpoint_every * multi_agent.segment_steps = {between} steps, so "
             f"their ends by time are never seen; set trainer.checkpoint_every={-(-limit // steps)} or more"
@@ -167,7 +175,7 @@ class MatDriver(StepDriver):
     def _state(self) -> dict[str, Any]:
         team, *others = [spec.to_dict() for spec in self.parts.workers.teams]
         state = {"team": team, "other_teams": others, "environment_steps": self._steps_done, "workers": self.config.rollout.workers}
-        return state | {"tasks": self._tasks}
+        return state | {"tasks": self._tasks, "evaluations": self._evaluations}
 
     def _check(self, state: dict[str, Any]) -> None:
         # Checkpoints from before there were tasks have one team, and no labels.
@@ -180,7 +188,8 @@ class MatDriver(StepDriver):
             raise CheckpointError(
                 f"the checkpoint is of another team ({difference}); resume with the environment it was written with, or start a new run"
             )
-        self._steps_done = state["environment_steps"]
+        # A checkpoint from before evaluations were counted begins their count anew.
+        self._steps_done, self._evaluations = state["environment_steps"], state.get("evaluations", 0)
 
 
 def episode_limit(config: MultiAgentConfig) -> int | None:
@@ -210,10 +219,17 @@ def rollout_metrics(collected: Sequence[Collected], seconds: float, tasks: Seque
 
 
 def evaluation_of_tasks(episodes: Sequence[Sequence[Episode]], tasks: Sequence[str]) -> dict[str, float]:
-    """``evaluation`` of the episodes of all tasks together (as many of each), and of each of several by its label."""
+    """``evaluation`` of the episodes of all tasks together (as many of each), and of each of several by its label.
+
+    The interval of all is that of the mean of the tasks' means: by how much tasks differ from each other is no noise.
+    """
     figures = evaluation([e for own in episodes for e in own])
-    for label, own in zip(tasks, episodes, strict=bool(tasks)):
-        figures |= {f"{name}/{label}": value for name, value in evaluation(own).items() if name != "eval/episodes"}
+    if not tasks:
+        return figures
+    each = dict(zip(tasks, map(evaluation, episodes), strict=True))
+    figures["eval/return_ci95"] = math.hypot(*(own["eval/return_ci95"] for own in each.values())) / len(each)
+    for label, own in each.items():
+        figures |= {f"{name}/{label}": value for name, value in own.items() if name != "eval/episodes"}
     return figures
 
 

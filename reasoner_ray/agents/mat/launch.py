@@ -13,7 +13,7 @@ from reasoner_ray.agents.mat.pool import TeamPool
 from reasoner_ray.agents.mat.worker import RolloutWorker
 from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED, evaluated_folder, train_on_actors
 from reasoner_ray.envs.multi_agent.adapters import make_teams
-from reasoner_ray.envs.multi_agent.tasks import task_settings
+from reasoner_ray.envs.multi_agent.tasks import of_task, task_settings
 from reasoner_ray.errors import ConfigError, ReasonerError
 from reasoner_ray.pictures import check_ending, write_video
 from reasoner_ray.trainer import launch
@@ -30,11 +30,12 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
-    for settings in task_settings(config.multi_agent).values():  # what is wrong with them, or the network, is said before anything starts
-        teams = make_teams(settings, 1)
-        teams.close()
-        if config.model.path != SCRATCH:
-            load_network(Path(config.model.path), teams.spec)
+    for label, settings in task_settings(config.multi_agent).items():  # what is wrong with them, or the network, is said at once
+        with of_task(label):
+            teams = make_teams(settings, 1)
+            teams.close()
+            if config.model.path != SCRATCH:
+                load_network(Path(config.model.path), teams.spec)
     if config.tracking.video_every:
         check_ending(config.tracking.video)
 

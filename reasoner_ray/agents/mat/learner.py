@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 class _Data:
     """A task's environment steps as rows, on the device that learns."""
 
+    value_norm: ValueNorm  # of the task
     segment: Segment  # its tensors [R, n, ...]
     parts: torch.Tensor  # float32 [n, parts]; which parts the agents' actions have
     advantages: torch.Tensor  # float32 [R, n]
@@ -75,9 +76,10 @@ class MatLearner:
         torch.manual_seed(config.seed)  # every rank draws the same first weights
         self.team, self.teams = team, (team, *others)
         self.network = MultiAgentTransformer(team, config.mat)
-        self.value_norm = ValueNorm(config.mat.value_norm_beta)
+        # One a task: rewards of two tasks may differ in size, and each task's values are to be of size 1 all the same.
+        self.value_norms = [ValueNorm(config.mat.value_norm_beta) for _ in self.teams]
         if config.model.path != SCRATCH:
-            load_weights(self.network, Path(config.model.path), team, self.value_norm)
+            load_weights(self.network, Path(config.model.path), team, self.value_norms)
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         groups = [{"name": "network", "params": list(self.network.parameters()), "lr": config.learner.lr}]
         self.engine = GradientEngine(self.network, lambda: dict(self.network.named_parameters()), groups, config.learner)
@@ -89,14 +91,14 @@ class MatLearner:
         """Learn from all workers' segments; returns metrics of the whole step, the same on all ranks.
 
         Segment i is of task i modulo their number. Every update has its share of each task's steps, and its loss is the mean over all
-        agents' steps. Advantages are normalised by task, since rewards of two tasks may differ in size.
+        agents' steps. Returns and advantages are normalised by task, since rewards of two tasks may differ in size.
 
         Raises ``NonFiniteError`` on all ranks, weights unchanged, where a loss or gradient is not finite.
         """
         started, learner = time.perf_counter(), self.config.learner
         tasks = len(self.teams)
         joined = [join(segments[task::tasks]) for task in range(tasks)]
-        data = [self._prepare(segment, team) for segment, team in zip(joined, self.teams, strict=True)]
+        data = [self._prepare(segment, task) for task, segment in enumerate(joined)]
         passes = []
         for _ in range(learner.epochs):
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self._updates_done)
@@ -109,14 +111,20 @@ class MatLearner:
             "mismatch/max_abs": passes[0]["mismatch/max_abs"],  # later passes look at weights that have moved on
             "learner/seconds": seconds,
             "learner/updates_per_s": len(passes) / seconds,
-            "learner/value_mean": self.value_norm.moments[0],
-            "learner/value_std": self.value_norm.moments[1],
+            **self._value_moments(),
         }
 
-    def _prepare(self, segment: Segment, team: TeamSpec) -> _Data:
+    def _value_moments(self) -> dict[str, float]:
+        """Mean and deviation of returns, of each of several tasks by its label."""
+        labels, moments = list(self.config.multi_agent.tasks), {}
+        for ending, norm in zip([f"/{label}" for label in labels] or [""], self.value_norms, strict=True):
+            moments[f"learner/value_mean{ending}"], moments[f"learner/value_std{ending}"] = norm.moments
+        return moments
+
+    def _prepare(self, segment: Segment, task: int) -> _Data:
         """Credit for all steps of a task, in units of reward, and the rows that minibatches are drawn from."""
-        mat, active = self.config.mat, segment.active
-        scale = self.value_norm.denormalise if mat.value_norm else (lambda x: x)
+        mat, active, value_norm = self.config.mat, segment.active, self.value_norms[task]
+        scale = value_norm.denormalise if mat.value_norm else (lambda x: x)
         credit = team_credit(
             segment.rewards,
             scale(segment.values),
@@ -139,8 +147,9 @@ class MatLearner:
             return x.flatten(0, 1).to(device)
 
         return _Data(
+            value_norm=value_norm,
             segment=Segment(**{name: flat(x) for name, x in _tensors(segment).items()}),
-            parts=torch.from_numpy(team.actions.parts).float().to(device),
+            parts=torch.from_numpy(self.teams[task].actions.parts).float().to(device),
             advantages=flat(advantages),
             returns=flat(credit.returns),
             policy_weights=flat(counted.float()),
@@ -150,11 +159,12 @@ class MatLearner:
     def _update(self, batch: Sequence[tuple[_Data, torch.Tensor]]) -> dict[str, float]:
         """One optimiser step on rows (of all ranks) of each task; its metrics."""
         mat, engine = self.config.mat, self.engine
-        weights = torch.cat([data.value_weights[part].flatten() for data, part in batch])
         if mat.value_norm:
-            self.value_norm.update(torch.cat([data.returns[part].flatten() for data, part in batch]), weights)
+            for data, part in batch:
+                data.value_norm.update(data.returns[part], data.value_weights[part])
         counted = sum(float(data.policy_weights[part].sum()) for data, part in batch)
-        totals = Totals(policy=counted, value=max(float(weights.sum()), 1.0))
+        judged = sum(float(data.value_weights[part].sum()) for data, part in batch)
+        totals = Totals(policy=counted, value=max(judged, 1.0))
         sums: Counter[str] = Counter()
         losses, farthest = [], 0.0
         micros = [(data, rows) for data, part in batch for rows in self._micro_batches(part, len(data.parts))]
@@ -202,7 +212,7 @@ class MatLearner:
             old_logprobs=segment.logprobs[rows],
             old_values=segment.values[rows],
             advantages=data.advantages[rows],
-            targets=self.value_norm.normalise(targets) if self.config.mat.value_norm else targets,
+            targets=data.value_norm.normalise(targets) if self.config.mat.value_norm else targets,
             policy_weights=data.policy_weights[rows],
             value_weights=data.value_weights[rows],
             parts=data.parts,
@@ -251,22 +261,26 @@ class MatLearner:
 
     def save(self, folder: Path) -> None:
         """Write this rank's state into ``folder``. Raises ``OSError`` on all ranks where one cannot."""
-        save_state(folder, self.engine, {"updates_done": self._updates_done, "value_norm": self.value_norm.state_dict()})
+        save_state(folder, self.engine, {"updates_done": self._updates_done, "value_norm": self._moments()})
 
     def load(self, folder: Path) -> None:
         """Continue from ``save``, bit for bit. Raises ``CheckpointError``."""
         counters = load_state(folder, self.engine)
         self._updates_done = int(counters["updates_done"])
-        self.value_norm.load_state_dict(counters["value_norm"])
+        for norm, state in zip(self.value_norms, _by_task(counters["value_norm"], len(self.value_norms)), strict=True):
+            norm.load_state_dict(state)
 
     def export(self, folder: Path) -> None:
         """Write the network with its team, its settings and the moments its values are in units of: what ``load_network`` reads."""
         if self.engine.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_for_sync()}, folder / WEIGHTS)
-            about = {"team": self.team.to_dict(), "mat": self.config.mat.model_dump(mode="json")}
-            about["value_norm"] = self.value_norm.state_dict()
+            about: dict[str, Any] = {"team": self.team.to_dict(), "mat": self.config.mat.model_dump(mode="json")}
+            about["value_norm"] = self._moments()
             (folder / ABOUT).write_text(json.dumps(about, indent=1))
+
+    def _moments(self) -> list[dict[str, float]]:
+        return [norm.state_dict() for norm in self.value_norms]
 
 
 class MatLearners(WholeBatchLearners):
@@ -292,10 +306,11 @@ def load_network(folder: Path, team: TeamSpec | None = None) -> tuple[MultiAgent
     return network.eval(), team
 
 
-def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, value_norm: ValueNorm | None = None) -> None:
-    """Take the weights in ``folder``, and for ``value_norm`` the moments that their values are in units of.
+def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, value_norms: Sequence[ValueNorm] = ()) -> None:
+    """Take the weights in ``folder``, and for ``value_norms`` the moments that their values are in units of, task by task.
 
-    The number of agents may be another. Raises ``ModelError`` where they are of a network of another shape.
+    Where they are of another number of tasks, whose returns may be of any size, the moments begin anew. The number of agents may be
+    another. Raises ``ModelError`` where the weights are of a network of another shape.
     """
     there, _, moments = _about(folder)
     if misfit := there.misfit(team):
@@ -304,19 +319,26 @@ def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, v
             ".choices and .dims, or take an environment like the one it was trained on"
         )
     read_weights(network, folder, "mat")
-    if value_norm is not None:
-        value_norm.load_state_dict(moments)
+    if len(moments) == len(value_norms):
+        for norm, state in zip(value_norms, moments, strict=True):
+            norm.load_state_dict(state)
 
 
-def _about(folder: Path) -> tuple[TeamSpec, MatConfig, dict[str, float]]:
+def _about(folder: Path) -> tuple[TeamSpec, MatConfig, list[dict[str, float]]]:
     try:
         tree = json.loads((folder / ABOUT).read_text())
-        moments = {name: float(tree["value_norm"][name]) for name in ValueNorm(0.0).state_dict()}
+        names = list(ValueNorm(0.0).state_dict())
+        moments = [{name: float(state[name]) for name in names} for state in _by_task(tree["value_norm"], 1)]
         return TeamSpec.from_dict(tree["team"]), MatConfig.model_validate(tree["mat"]), moments
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder} holds no network of kind mat ({type(error).__name__}: {error}); give the folder model/ of a run"
         ) from error
+
+
+def _by_task(states: Any, tasks: int) -> list[dict[str, float]]:
+    """The moments of each task; files from before each task had its own hold one state, which is that of all."""
+    return [states] * tasks if isinstance(states, dict) else list(states)
 
 
 def _tensors(segment: Segment) -> dict[str, torch.Tensor]:

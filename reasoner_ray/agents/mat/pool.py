@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from reasoner_ray.agents.pool import Collected, WorkerActor, WorkerPool
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
-from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.errors import ConfigError, EnvironmentFault, EnvironmentProblem
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -31,10 +32,12 @@ class TeamActor(WorkerActor):
         return collected
 
     def film(self, seed: int, ending: str) -> bytes:
-        """The greedy episode of ``seed`` as the content of a video file. Raises ``EnvironmentProblem`` where it cannot be drawn."""
+        """The greedy episode of ``seed`` as the content of a video file. Raises ``ReasonerError`` where it cannot be drawn or written."""
+        from reasoner_ray.envs.multi_agent.teams import environment_code
         from reasoner_ray.pictures import encoded
 
-        return encoded(self.worker.frames(seed), ending)
+        with environment_code(f"{self.worker.settings.name}: drawing an episode as {ending}"):
+            return encoded(self.worker.frames(seed), ending)
 
 
 class TeamPool(WorkerPool):
@@ -64,12 +67,17 @@ class TeamPool(WorkerPool):
     async def film(self, task: int, seed: int, ending: str) -> bytes:
         """The greedy episode of ``seed`` of a task as the content of a video file.
 
-        Raises ``EnvironmentProblem`` where it cannot be drawn. A display driver may take the worker with it: that is replaced, but the
-        drawing is not tried again.
+        Raises ``EnvironmentProblem`` where it cannot be drawn. A display driver may take the worker with it, or hang: the worker is
+        replaced, but the drawing is not tried again.
         """
         try:
             content: bytes = await self._answer(task, "film", self._actors[task].film.remote(seed, ending))
         except RayActorError as error:
             await self._replace(task, error)
             raise EnvironmentProblem(f"rollout worker {task} died of drawing an episode; set tracking.video_every=0") from error
+        except (ConfigError, EnvironmentFault) as error:
+            if isinstance(error.__cause__, TimeoutError):  # it is busy still, and would answer nothing else
+                ray.kill(self._actors[task])
+                await self._replace(task, RayActorError(error_msg=str(error)))
+            raise EnvironmentProblem(str(error)) from error
         return content

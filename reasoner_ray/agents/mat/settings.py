@@ -86,6 +86,18 @@ def mat_problems(config: JobConfig) -> list[str]:
     return problems
 
 
+def unused_problems(config: JobConfig) -> list[str]:
+    """What a job of any kind sets although its kind never looks at it, each as one sentence."""
+    problems, kind = [], config.kind
+    if kind != "mat" and config.multi_agent.tasks:
+        problems.append(f"multi_agent.tasks: kind {kind} does not play several tasks at once, only kind mat does; leave them out")
+    if kind != "mat" and config.tracking.video_every:
+        problems.append(f"tracking.video_every: kind {kind} draws no episodes in training, only kind mat does; set it to 0")
+    if kind in ("mat", "agdc", "sequence", "prm", "value") and config.trainer.eval_samples:
+        problems.append(f"trainer.eval_samples: kind {kind} is not evaluated by sampled answers; set it to 0")
+    return problems
+
+
 def mat_numbers(config: JobConfig) -> dict[str, int | float | str]:
     """Every number that follows from a job of kind mat, for ``--dry-run``."""
     env, learner, workers = config.multi_agent, config.learner, config.rollout.workers

@@ -108,9 +108,9 @@ class ParallelTeams(Teams):
         self._observations[env], self._masks[env] = self._blank, self._legal
         for agent, seen in observations.items():
             i = self._index[agent]
-            mask = infos.get(agent, {}).get("action_mask")
+            mask = action_mask(seen, infos.get(agent, {}))
             if isinstance(seen, Mapping):
-                mask, seen = seen.get("action_mask", mask), seen.get("observation", seen)
+                seen = seen.get("observation", seen)
             space = self._spaces[i]
             flat = np.asarray(seen, np.float32).ravel() if isinstance(space, spaces.Box) else spaces.flatten(space, seen)
             if len(flat) != spaces.flatdim(space):
@@ -126,6 +126,12 @@ class ParallelTeams(Teams):
             self._active[env, self._index[agent]] = True
         # One that has died may choose anything: nothing comes of it.
         self._masks[env][~self._active[env]] = self._legal[~self._active[env]]
+
+
+def action_mask(seen: Any, info: Mapping[str, Any]) -> Any:
+    """What says which choices an agent has, beside its observation or in its info; None where nothing is masked."""
+    mask = info.get("action_mask")
+    return seen.get("action_mask", mask) if isinstance(seen, Mapping) else mask
 
 
 def _own_space(space: Any) -> Any:

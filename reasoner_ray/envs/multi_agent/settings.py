@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from reasoner_ray.section import Section
 
 Faulty = dict[str, Literal["all"] | list[int]]
 Features = list[tuple[int, int]]
+
+
+def _some_fault(faulty: Faulty | None) -> Faulty | None:
+    """An agent with no dimension held has no fault."""
+    if none := [agent for agent, dims in (faulty or {}).items() if not dims]:
+        raise ValueError(f"{none[0]} has no dimension that is held; name some, take all, or leave the agent out")
+    return faulty
 
 
 class PadConfig(Section):
@@ -22,13 +29,21 @@ class PadConfig(Section):
 
 
 class TaskConfig(Section):
-    """What one of several tasks has of its own; everything else is as the section multi_agent says."""
+    """What one of several tasks has of its own; everything else is as the section multi_agent says. ``null`` undoes what that says."""
 
     name: str | None = Field(None, description="None: the section's")
-    args: dict[str, Any] = Field(default_factory=dict, description="laid over the section's, key by key")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="laid over the section's, key by key; all there are where the task has another name"
+    )
     max_steps: int | None = Field(None, ge=1)
     faulty: Faulty | None = None
     features: Features | None = None
+    _fault = field_validator("faulty")(_some_fault)
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was not given is not written, where it would be read as a null that was."""
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
 
 
 class MultiAgentConfig(Section):
@@ -65,6 +80,8 @@ class MultiAgentConfig(Section):
         "padded to the greatest",
     )
 
+    _fault = field_validator("faulty")(_some_fault)
+
     @field_validator("tasks")
     @classmethod
     def _labels(cls, tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
@@ -76,5 +93,8 @@ class MultiAgentConfig(Section):
     def task(self, label: str) -> MultiAgentConfig:
         """The settings of one of ``tasks``."""
         own = self.tasks[label]
-        given = {key: value for key in ("name", "max_steps", "faulty", "features") if (value := getattr(own, key)) is not None}
-        return self.model_copy(update={**given, "args": {**self.args, **own.args}, "tasks": {}})
+        given: dict[str, Any] = {key: getattr(own, key) for key in own.model_fields_set - {"name", "args"}}
+        name = own.name or self.name
+        below = self.args if name == self.name else {}  # another environment does not know the section's
+        given |= {"name": name, "args": {**below, **own.args}, "tasks": {}}
+        return self.model_copy(update={**given, "faulty": given.get("faulty", self.faulty) or {}})

@@ -57,11 +57,12 @@ class ActionLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeamSpec:
-    """A team: its agents, the length of their padded observations (agent id included), their actions."""
+    """A team: its agents, the length of their padded observations (agent's number included), their actions."""
 
     agents: tuple[str, ...]
     observation: int
     actions: ActionLayout
+    number: int | None = None  # how many of the observation's last places are the agent's number; None: not known
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for files."""
@@ -73,25 +74,43 @@ class TeamSpec:
         actions = tree["actions"]
         least = {name: int(actions.get(name, 0)) for name in ("least_choices", "least_dims")}  # files from before padding have none
         layout = ActionLayout(choices=tuple(actions["choices"]), dims=tuple(actions["dims"]), **least)
-        return cls(agents=tuple(tree["agents"]), observation=int(tree["observation"]), actions=layout)
+        number = tree.get("number")  # files from before it was kept have none
+        return cls(
+            agents=tuple(tree["agents"]),
+            observation=int(tree["observation"]),
+            actions=layout,
+            number=None if number is None else int(number),
+        )
 
     def difference(self, other: TeamSpec) -> str:
         """How ``other`` differs, in one sentence; empty where it does not."""
         if self.actions.n_agents != other.actions.n_agents:
             return f"{self.actions.n_agents} agents there, {other.actions.n_agents} here"
-        if self.observation != other.observation:
-            return f"observations of {self.observation} numbers there, {other.observation} here"
+        if self._sees_otherwise(other):
+            return f"observations of {self._seen()} there, {other._seen()} here"
         if self.actions != other.actions:
             return f"actions {self.actions} there, {other.actions} here"
         return ""
 
     def misfit(self, other: TeamSpec) -> str:
         """Why a network for this team cannot act for ``other``, whose agents may be fewer or more; empty where it can."""
-        sizes = [(t.observation, t.actions.n_choices, t.actions.n_dims) for t in (self, other)]
-        if sizes[0] == sizes[1]:
+        sizes = [(t.actions.n_choices, t.actions.n_dims) for t in (self, other)]
+        if sizes[0] == sizes[1] and not self._sees_otherwise(other):
             return ""
-        there, here = ("observations of {} numbers, actions of {} choices and {} dimensions".format(*size) for size in sizes)
+        there, here = (
+            f"observations of {team._seen()}, actions of {choices} choices and {dims} dimensions"
+            for team, (choices, dims) in zip((self, other), sizes, strict=True)
+        )
         return f"{there} there; {here} here"
+
+    def _sees_otherwise(self, other: TeamSpec) -> bool:
+        """Whether observations lie elsewhere: a sum of equal size may be made of other parts."""
+        known = self.number is not None and other.number is not None
+        return self.observation != other.observation or (known and self.number != other.number)
+
+    def _seen(self) -> str:
+        parts = "" if self.number is None else f" ({self.observation - self.number} seen, {self.number} for the agent's number)"
+        return f"{self.observation} numbers{parts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ class Teams(ABC):
         self.n_envs = n_envs
         self._config, self._name = config, config.name
         self._observer = Observer(sizes, config)
-        self.spec = TeamSpec(agents=agents, observation=self._observer.size, actions=actions)
+        self.spec = TeamSpec(agents=agents, observation=self._observer.size, actions=actions, number=self._observer.number)
         self._observations = self._observer.empty(n_envs)
         self._masks = np.repeat(actions.legal[None], n_envs, 0)
         self._active = np.ones((n_envs, len(agents)), bool)
@@ -149,7 +149,12 @@ class Observer:
         self.places = [_places(size, config.features) for size in sizes]  # where an agent's numbers lie
         self._widest = max(config.pad.observation, sum(to for _, to in config.features or ()), *sizes)
         self._standardise = config.standardise
-        self.size = self._widest + self._ids.shape[1]
+        self.number = self._ids.shape[1]  # places of an agent's number
+        self.size = self._widest + self.number
+        self._own = np.zeros((n, self.size), np.float32)  # 1 where a place is the agent's own, or its number's, and no padding
+        for row, places in zip(self._own, self.places, strict=True):
+            row[places] = 1.0
+        self._own[:, self._widest : self._widest + (n if config.agent_id else 0)] = 1.0
 
     def empty(self, n_envs: int) -> np.ndarray:
         """Observations float32 [E, n, size] that hold the agents' numbers alone."""
@@ -157,11 +162,13 @@ class Observer:
         return np.repeat(np.concatenate([padding, self._ids], 1)[None], n_envs, 0)
 
     def finish(self, observations: np.ndarray) -> np.ndarray:
-        """The observations as the network gets them."""
+        """The observations [E, n, size] as the network gets them; padding, which tells nothing, stays 0 and counts in no moments."""
         if not self._standardise:
             return observations
-        spread = observations.std(-1, keepdims=True)
-        return (observations - observations.mean(-1, keepdims=True)) / np.maximum(spread, 1e-6)
+        count = np.maximum(self._own.sum(-1, keepdims=True), 1.0)
+        centred = (observations - observations.sum(-1, keepdims=True) / count) * self._own
+        spread = np.sqrt((centred**2).sum(-1, keepdims=True) / count)
+        return centred / np.maximum(spread, 1e-6)
 
 
 def _places(size: int, features: Sequence[tuple[int, int]] | None) -> np.ndarray:

@@ -59,8 +59,8 @@ def make(context: Any = None) -> AGDC:
     return AGDC(Coins(), CoinBelief(1), rule, FeedbackConfig(stop=20))
 
 
-register_env("coins", make)
-config = PPOConfig().environment("coins")
+register_env("two-coins", make)
+config = PPOConfig().environment("two-coins")
 config.env_runners(num_env_runners=0, num_envs_per_env_runner=8)
 config.training(lr=1e-3, train_batch_size_per_learner=512, minibatch_size=128, num_epochs=2)
 

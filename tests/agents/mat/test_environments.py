@@ -111,8 +111,20 @@ def test_team_rewards_by_hand() -> None:
 
 
 def test_standardised_observations_have_mean_0_and_deviation_1() -> None:
-    seen = teams(1, {"standardise": True}).begin([1]).observations
-    assert seen.mean(-1) == pytest.approx(np.zeros((1, 3)), abs=1e-5) and seen.std(-1) == pytest.approx(np.ones((1, 3)), abs=1e-5)
+    seen = teams(1, {"standardise": True}).begin([1]).observations[0]
+    for agent, size in zip(seen, (2, 1, 3), strict=True):
+        own = np.concatenate([agent[:size], agent[3:]])
+        assert own.mean() == pytest.approx(0.0, abs=1e-5) and own.std() == pytest.approx(1.0, abs=1e-5)
+        assert not agent[size:3].any(), "padding"
+
+
+def test_standardised_observations_do_not_depend_on_padding() -> None:
+    def seen(**pad: int) -> np.ndarray:
+        return teams(1, {"standardise": True, "pad": pad}).begin([1]).observations[0]
+
+    plain, padded = seen(), seen(observation=7, agents=5)
+    assert padded[:, :3] == pytest.approx(plain[:, :3], abs=1e-6) and padded[:, 7:10] == pytest.approx(plain[:, 3:], abs=1e-6)
+    assert not padded[:, 3:7].any() and not padded[:, 10:].any()
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_dead_agent_s_values_are_trained_where_its_team_still_earns_for_it(tmp
     for reward, mask_value, left_out in (("mean", True, False), ("own", True, True), ("own", False, False)):
         learner, worker = pair(job(tmp_path, multi_agent=dies | {"reward": reward}, mat={"mask_value": mask_value}))
         segment, _ = worker.collect(0, fresh=True)
-        data = learner._prepare(segment, worker.team)
+        data = learner._prepare(segment, 0)
         weights_ = data.value_weights.view(segment.active.shape)
         assert torch.equal(weights_ == 0, ~segment.active & left_out), (reward, mask_value)
         assert torch.equal(data.policy_weights.view(segment.active.shape) > 0, segment.active), "what the dead do is no policy"
@@ -182,7 +182,7 @@ def test_a_trained_network_is_written_and_read(tmp_path: Path) -> None:
     assert torch.equal(network.act(*seen, greedy=True).actions, worker.policy.act(*seen, greedy=True).actions)
     begun = MatLearner(job(tmp_path, model={"path": str(tmp_path / "model")}, seed=9), team=worker.team)
     assert all(torch.equal(weights(learner)[name], tensor) for name, tensor in weights(begun).items())
-    assert begun.value_norm.moments == learner.value_norm.moments != (0.0, 1.0), "values stay in the units they were learnt in"
+    assert begun.value_norms[0].moments == learner.value_norms[0].moments != (0.0, 1.0), "values stay in the units they were learnt in"
     with pytest.raises(ModelError, match=r"3 choices and 2 dimensions there; observations of 6 numbers, actions of 3 choices and 0 dim"):
         load_weights(network, tmp_path / "model", team("discrete"))
     with pytest.raises(ModelError, match="holds no network of kind mat"):

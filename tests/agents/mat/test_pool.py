@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 
+from reasoner_ray import pictures
 from reasoner_ray.agents import pool as pool_module
 from reasoner_ray.agents.mat.learner import MatLearners
-from reasoner_ray.agents.mat.pool import TeamPool
-from reasoner_ray.errors import EnvironmentFault, EnvironmentProblem, LearnerLost
+from reasoner_ray.agents.mat.pool import TeamActor, TeamPool
+from reasoner_ray.errors import ConfigError, EnvironmentFault, EnvironmentProblem, LearnerLost
 from reasoner_ray.learner.group import LearnerGroup
 from tests.agents.mat.teams import team
 from tests.agents.mat.test_learner import job
+from tests.agents.mat.worlds import Crowd
 
 HANGS = object()
 
@@ -144,3 +149,36 @@ def test_a_worker_that_dies_of_drawing_is_replaced_and_not_asked_again(tmp_path:
     with pytest.raises(EnvironmentProblem, match=r"rollout worker 0 died of drawing an episode; set tracking\.video_every=0"):
         asyncio.run(pool.film(0, 7, ".gif"))
     assert pool.restarts == 1 and asyncio.run(pool.collect(0, fresh=False))[0].summary == {"steps": 1}
+
+
+@pytest.mark.parametrize("fault", [EnvironmentFault("the easel fell over"), ConfigError("cannot be made with {}: ValueError")])
+def test_a_worker_that_cannot_draw_goes_on_playing(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = started(tmp_path, monkeypatch, Actor(film=raised_there(fault)))
+    with pytest.raises(EnvironmentProblem, match=re.escape(str(fault))):
+        asyncio.run(pool.film(0, 7, ".gif"))
+    assert pool.restarts == 0 and asyncio.run(pool.collect(0, fresh=False))[0].summary == {"steps": 1}
+
+
+def test_a_worker_that_hangs_in_drawing_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, killed = Actor(film=HANGS), []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    pool = started(tmp_path, monkeypatch, stuck, Actor(), deadline_s=0.05)
+    with pytest.raises(EnvironmentProblem, match=r"did not answer film within 0\.05 s"):
+        asyncio.run(pool.film(0, 7, ".gif"))
+    assert killed == [stuck] and pool.restarts == 1 and asyncio.run(pool.collect(0, fresh=False))[0].summary == {"steps": 1}
+
+
+def test_whatever_goes_wrong_in_drawing_is_a_fault_that_names_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    actor = TeamActor(job(tmp_path, multi_agent={"name": "tests.agents.mat.worlds:make_crowd", "args": {"length": 2}}), 0)
+    actor.begin()
+    assert actor.film(7, ".gif")[:6] == b"GIF89a"
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "encoded", full)
+        with pytest.raises(EnvironmentFault, match=r"make_crowd: drawing an episode as \.gif raised OSError: .*No space left"):
+            actor.film(7, ".gif")
+    monkeypatch.setattr(Crowd, "render", lambda _: np.zeros((2, 3, 7)))
+    with pytest.raises(EnvironmentFault, match="raised TypeError"):
+        actor.film(7, ".gif")

@@ -17,7 +17,7 @@ from reasoner_ray.agents.mat.driver import rollout_metrics
 from reasoner_ray.agents.mat.learner import MatLearner, load_network
 from reasoner_ray.agents.mat.network import MultiAgentTransformer
 from reasoner_ray.agents.mat.settings import MatConfig
-from reasoner_ray.agents.mat.worker import RolloutWorker
+from reasoner_ray.agents.mat.worker import RolloutWorker, Segment
 from reasoner_ray.agents.pool import Collected
 from reasoner_ray.envs.multi_agent.adapters import make_teams
 from reasoner_ray.envs.multi_agent.faulty import FaultyTeam
@@ -86,8 +86,9 @@ def test_other_sizes_are_one_error_that_names_them_and_what_to_set(tmp_path: Pat
     config = crowd(tmp_path, multi_agent={"args": {"n": 3}}, model={"path": str(tmp_path / "model")})
     with pytest.raises(ModelError) as caught:
         MatLearner(config, team=RolloutWorker(config, 0).team)
-    assert "observations of 4 numbers, actions of 3 choices and 0 dimensions there" in str(caught.value)
-    assert "observations of 6 numbers, actions of 3 choices and 0 dimensions here" in str(caught.value)
+    four, six = "4 numbers (2 seen, 2 for the agent's number)", "6 numbers (3 seen, 3 for the agent's number)"
+    assert f"observations of {four}, actions of 3 choices and 0 dimensions there" in str(caught.value)
+    assert f"observations of {six}, actions of 3 choices and 0 dimensions here" in str(caught.value)
     assert "multi_agent.pad.observation" in str(caught.value)
 
 
@@ -153,12 +154,13 @@ def test_two_tasks_are_both_played_and_both_reported(tmp_path: Path) -> None:
 
 
 def test_an_update_is_the_mean_over_all_agents_steps_of_both_tasks(tmp_path: Path) -> None:
-    """Two tasks of the same team are one task with twice the environments, once advantages are not normalised by task."""
-    once = {"learner": {"epochs": 1, "updates_per_step": 1}, "mat": {"normalise_advantage": False}}
+    """Two tasks of the same team are one task with twice the environments, once nothing is normalised by task."""
+    once = {"learner": {"epochs": 1, "updates_per_step": 1}, "mat": {"normalise_advantage": False, "value_norm": False}}
     config = crowd(tmp_path, multi_agent={"args": {"n": 2}}, rollout={"workers": 2}, **once)
+    twice = crowd(tmp_path, multi_agent={"args": {"n": 2}, "tasks": {"a": {}, "b": {}}}, rollout={"workers": 2}, **once)
     workers = [RolloutWorker(config, index) for index in range(2)]
     alone = MatLearner(config, team=workers[0].team)
-    both = MatLearner(config, team=workers[0].team, others=[workers[1].team])
+    both = MatLearner(twice, team=workers[0].team, others=[workers[1].team])
     for worker in workers:
         worker.load(alone.state_for_sync())
     segments = [worker.collect(0, fresh=True)[0] for worker in workers]
@@ -170,16 +172,31 @@ def test_an_update_is_the_mean_over_all_agents_steps_of_both_tasks(tmp_path: Pat
         torch.testing.assert_close(weights(both)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_advantages_are_normalised_by_task(tmp_path: Path) -> None:
-    """A task whose rewards are a thousand times another's does not drown it."""
+def test_a_task_of_large_rewards_does_not_drown_another(tmp_path: Path) -> None:
+    """Task 2 earns a thousand times what task 1 does; the advantages of task 1 still tell which of its rewards were good."""
     config = several(tmp_path)
     workers = [RolloutWorker(config, index) for index in range(2)]
     learner = MatLearner(config, team=workers[0].team, others=[workers[1].team])
-    segments = [worker.collect(0, fresh=True)[0] for worker in workers]
-    spread = torch.randn(segments[1].rewards.shape[:2])[..., None]
-    segments[1] = replace(segments[1], rewards=1000 * spread.expand_as(segments[1].rewards))
-    for segment, own in zip(segments, learner.teams, strict=True):
-        assert float(learner._prepare(segment, own).advantages.std()) == pytest.approx(1.0, abs=0.05)
+    torch.manual_seed(0)
+
+    def segments(step: int) -> list[Segment]:
+        for worker in workers:
+            worker.load(learner.state_for_sync())
+        collected = [worker.collect(step, fresh=True)[0] for worker in workers]
+        noise = [
+            scale * torch.randn(s.rewards.shape[:2])[..., None].expand_as(s.rewards) for scale, s in zip((1, 1000), collected, strict=True)
+        ]
+        return [replace(s, rewards=rewards) for s, rewards in zip(collected, noise, strict=True)]
+
+    metrics = learner.train_step(segments(0))
+    assert metrics["learner/value_std/two"] < 10 and metrics["learner/value_std/four"] > 500
+    for task, segment in enumerate(segments(1)):
+        values = 0.5 * torch.randn(len(segment.values) + 1, *segment.values.shape[1:])  # in normalised units, as the critic of either task
+        judged = replace(segment, values=values[:-1], next_values=values[1:])
+        advantages = learner._prepare(judged, task).advantages
+        assert float(advantages.std()) == pytest.approx(1.0, abs=0.05)
+        both = torch.stack([advantages.flatten(), segment.rewards.flatten()])
+        assert float(torch.corrcoef(both)[0, 1]) > 0.3
 
 
 def test_metrics_of_tasks_by_hand() -> None:
@@ -236,6 +253,35 @@ def test_what_a_faulty_agent_does_never_arrives() -> None:
     assert whole[0] == 10 and whole[1].tolist() == [0.0], "Discrete(start=10): the first choice"
     joint = told(c=[1], b=[0])
     assert joint["c"].tolist() == [-2.0, 0.0] and joint["a"] == 2 and joint["b"][0] == 11 and joint["b"][1].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("where", ["observation", "info"])
+def test_a_faulty_agent_does_nothing_that_its_mask_forbids(where: str) -> None:
+    class Turning(Island):
+        """Choice ``time + 1`` alone is allowed to a."""
+
+        def _observe(self, agents: list[str]) -> dict[str, Any]:
+            seen = super()._observe(agents)
+            if "a" in seen:
+                self.mask = np.arange(3) == self._time + 1
+                seen["a"] = {"observation": seen["a"]["observation"], **({"action_mask": self.mask} if where == "observation" else {})}
+            return seen
+
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            seen, infos = super().reset(seed, options)
+            return seen, infos | {"a": {"action_mask": self.mask}}
+
+        def step(self, actions: dict[str, Any]) -> Any:
+            *others, infos = super().step(actions)
+            return *others, infos | {"a": {"action_mask": self.mask}}
+
+    env = FaultyTeam(Turning(), {"a": "all"})
+    env.reset(seed=0)
+    told = []
+    for _ in range(2):
+        env.step({"a": 0, "b": (10, np.zeros(1, np.float32)), "c": np.zeros(2, np.float32)})
+        told.append(env.unwrapped.told["a"])
+    assert told == [1, 2]
 
 
 def test_a_box_without_a_zero_is_held_at_the_bound_next_to_it() -> None:
