@@ -129,3 +129,17 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data at {folder}; set REASONER_RAY_DATA to a folder that has it")
     return folder
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine on which nobody has logged in to W&B."""
+    import wandb
+
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-settings"))
+    wandb.teardown()
+    yield
+    wandb.teardown()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from PIL import Image
 
 from reasoner_ray.config import parse_config
@@ -47,19 +45,7 @@ def test_a_job_names_a_file_that_can_be_written() -> None:
             parse_config({"tracking": {"video": bad}})
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """W&B on a machine without a login."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-settings"))
-    wandb.teardown()
-    yield
-    wandb.teardown()
-
-
-def test_a_video_lies_in_the_run_and_in_wandb(tmp_path: Path, offline: None) -> None:
+def test_a_video_lies_in_the_run_and_in_wandb(tmp_path: Path, nobody: None) -> None:
     config = parse_config({"name": "run", "out": str(tmp_path), "tracking": {"wandb": "offline", "terminal": "off"}})
     tracker = Tracker(config, config.run_dir, resume=False)
     tracker.start(2, 0)

@@ -143,10 +143,19 @@ def supervised_on_rank(learner: Learner, config: JobConfig, groups: Groups) -> A
 def test_two_ranks_are_taught_as_one(
     kind: Kind, stage: int, pair: LearnerGroup, loop: asyncio.AbstractEventLoop, job: Callable[..., JobConfig], tiny_model_dir: Path
 ) -> None:
-    """Shares of five and two solutions, rows of 30 tokens: denominators are those of the whole batch."""
+    """Shares of five and two solutions, rows of 30 tokens: denominators are those of the whole batch.
+
+    Rows are summed in another order; with this epsilon AdamW does not make whole steps of what rounding leaves where a gradient is 0.
+    """
     from transformers import AutoModelForCausalLM
 
-    settings = {**SMALL, "critic_hidden": [32], "critic": "none" if kind == "sft" else "joint", "tokens_per_microbatch": 30}
+    settings = {
+        **SMALL,
+        "adam_eps": 1e-6,
+        "critic_hidden": [32],
+        "critic": "none" if kind == "sft" else "joint",
+        "tokens_per_microbatch": 30,
+    }
     alone = job(kind=kind, learner={**settings, "tokens_per_microbatch": 4096})
     shared = job(kind=kind, learner={**settings, "ranks": 2, "zero_stage": stage})
     rows = [e.trajectory(kind, alone.supervised) for e in make_examples(7)]
@@ -156,8 +165,7 @@ def test_two_ranks_are_taught_as_one(
     results = loop.run_until_complete(pair.run(supervised_on_rank, shared, groups))
     for weights, metrics, _ in results:
         for name, value in expected.items():
-            # Rows are summed in another order, and AdamW's first steps are large whatever a gradient's size: 1.3e-3 on one processor.
-            assert (weights[name] - value).norm() <= 5e-3 * (value - start[name]).norm(), name
+            assert (weights[name] - value).norm() <= 1e-3 * (value - start[name]).norm(), name
         for key in ("learner/loss", "learner/grad_norm", "learner/tokens_trained"):
             assert metrics[key] == pytest.approx(expected_metrics[key], rel=1e-4), key
     together = torch.full((len(said),), float("nan"))

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from reasoner_ray.agents.agdc.cessation import BeliefSummary
+from tests.agents.agdc import my_search
 
 
 class Coin(gymnasium.Env[np.ndarray, Any]):
@@ -31,21 +32,8 @@ class Coin(gymnasium.Env[np.ndarray, Any]):
         return np.array([coin, self.np_random.uniform() < self.bias[coin]], dtype=np.float32)
 
 
-class CoinBelief:
-    """Beta posteriors of both biases: all that a user writes to have goals detected."""
-
-    n_features = 4
-
-    def __init__(self, n: int) -> None:
-        self.counts = torch.ones(n, 2, 2)  # [E, coin, tails or heads]
-
-    def reset(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        self.counts[mask] = 1.0
-        self.update(mask, observation)
-
-    def update(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        coin, heads = observation[mask].long().unbind(-1)
-        self.counts[mask.nonzero().flatten(), coin, heads] += 1
+class CoinBelief(my_search.CoinBelief):
+    """The README's belief, with a summary that says all that one may say."""
 
     def summary(self) -> BeliefSummary:
         total = self.counts.sum(-1)
@@ -53,7 +41,3 @@ class CoinBelief:
         deviation = (mean * (1 - mean) / (total + 1)).sqrt()
         spread = deviation.square().sum(-1).sqrt()
         return BeliefSummary(mean, deviation, spread, torch.exp(-spread), total.new_zeros(len(total), 0))
-
-    def features(self) -> torch.Tensor:
-        summary = self.summary()
-        return torch.cat([summary.mean, summary.deviation * 4], dim=-1)
