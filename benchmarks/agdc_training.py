@@ -32,6 +32,7 @@ from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.config import load_config
 from reasoner_ray.errors import ReasonerError
 from reasoner_ray.plot import plot_runs
+from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 SHOWN = ("success", "right", "stop_rate", "correct_stops", "wrong_stops", "steps", "distance", "final_distance", "error")
 JOBS = Path(__file__).parent.parent / "jobs" / "agdc"
@@ -156,6 +157,17 @@ def figures_of(table: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str,
     return figures
 
 
+def training_of(runs: list[Path]) -> dict[str, list[float]]:
+    """training/JOB/minutes and training/JOB/actions: what the training of each seed took, evaluations and checkpoints included."""
+    figures: dict[str, list[float]] = {}
+    for run in runs:
+        lines = read_jsonl(run / METRICS_FILE)
+        job = run.name.removeprefix("agdc-").rpartition("-seed")[0].replace("-", "_")
+        for key, metric in (("minutes", "time/minutes"), ("actions", "episode/actions_in_all")):
+            figures.setdefault(f"training/{job}/{key}", []).append(next(line[metric] for line in reversed(lines) if metric in line))
+    return figures
+
+
 def main() -> None:
     """Train, measure, print, record and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,7 +186,7 @@ def main() -> None:
         table, runs = measure(args)
     except ReasonerError as error:
         sys.exit(f"error: {error}")
-    record(args.name, settings={**vars(args), "out": str(args.out)}, figures=figures_of(table))
+    record(args.name, settings={**vars(args), "out": str(args.out)}, figures=figures_of(table) | training_of(runs))
     for world, policies in table.items():
         draw(policies, RESULTS / (f"{args.name}.png" if world == "as_trained" else f"{args.name}_{world}.png"))
     curves = ["eval/success", "eval/wrong_stops", "eval/stop_rate", "eval/steps"]
