@@ -17,7 +17,8 @@ ENVIRONMENT = "reasoner_ray/FoodPreparation-v0"
 
 def play(steps: int, seed: int = 0) -> list[list[tuple[str, list[str]]]]:
     """Episodes of a uniformly random policy: (observation, admissible actions) of each turn, ``steps`` turns in all."""
-    env, source, episodes, done = gymnasium.make(ENVIRONMENT), random.Random(seed), [], True
+    env, source, done = gymnasium.make(ENVIRONMENT), random.Random(seed), True
+    episodes: list[list[tuple[str, list[str]]]] = []
     for _ in range(steps):
         if done:
             observation, info = env.reset(seed=source.randrange(2**31))

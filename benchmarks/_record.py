@@ -26,7 +26,7 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, warmup: int 
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(-warmup, repeats):
-        for name, side in reversed(sides.items()) if i % 2 else sides.items():
+        for name, side in reversed(list(sides.items())) if i % 2 else sides.items():
             start = time.perf_counter()
             side()
             if i >= 0:
@@ -44,6 +44,7 @@ def record(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -
 
     A figure that is a list of numbers is one measured several times: it is stored with its mean and spread. Returns the file.
     """
+    shown = {key: _with_spread(value) for key, value in figures.items()}
     result = {
         "name": name,
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
@@ -51,12 +52,12 @@ def record(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "settings": dict(settings),
-        "figures": {key: _with_spread(value) for key, value in figures.items()},
+        "figures": shown,
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print_table(result["figures"])
+    print_table(shown)
     print(f"written to {path}")
     return path
 

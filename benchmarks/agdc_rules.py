@@ -10,6 +10,7 @@ import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks._record import record
 from reasoner_ray.agents.agdc.cessation import CessationRule, make_rule
@@ -47,7 +48,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--fit", type=int, default=500, help="episodes that the calibrated rule is fitted to")
     args = parser.parse_args()
-    agdc, figures = AgdcConfig(), {}
+    agdc = AgdcConfig()
+    figures: dict[str, Any] = {}
     for name, belief in FILTERS.items():
         arena = make_arena(agdc.model_copy(update={"belief": BeliefConfig.model_validate(belief)}))
         for rule_name, rule in rules_of(arena, args.fit).items():

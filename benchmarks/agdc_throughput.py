@@ -126,8 +126,8 @@ class NumpySearch:
             part = covariance[np.ix_(block, block)]
             factor = np.linalg.cholesky(part + 1e-5 * np.diag(np.diag(part)) + 1e-10 * np.eye(len(block)))
             proposed[:, block] += width * noise[:, block] @ factor.T
-        possible = (proposed[:, :2] >= 0).all(-1) & (proposed[:, :2] <= 25).all(-1) & (proposed[:, [2, 3, 4]] >= 0).all(-1)
-        possible &= (proposed[:, 6:] > 0).all(-1)
+        inside = (proposed[:, :2] >= 0) & (proposed[:, :2] <= 25)
+        possible = np.all(np.concatenate([inside, proposed[:, [2, 3, 4]] >= 0, proposed[:, 6:] > 0], axis=-1), axis=-1)
         proposed = np.where(possible[:, None], proposed, self.particles)
         old = self.likelihood(self.plume(self.particles, self.position), reading)
         new = self.likelihood(self.plume(proposed, self.position), reading)

@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks._record import RESULTS, record
-from benchmarks._runs import steps_of
+from benchmarks._runs import trained
 from benchmarks.agdc_planners import SHIFTS, shifted
 from reasoner_ray.agents.agdc.evaluate import search_metrics
 from reasoner_ray.agents.agdc.launch import make_arena
@@ -62,14 +62,10 @@ def overrides_of(job: str, args: argparse.Namespace) -> list[str]:
 
 
 def train(job: str, seed: int, args: argparse.Namespace) -> Path:
-    """The folder of a finished run. Raises ``ConfigError`` where another job's lies there."""
+    """The folder of a finished run. Raises as ``trained`` does."""
     name = f"agdc-{job.replace('_', '-')}-seed{seed}"
     options = [f"name={name}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", *overrides_of(job, args)]
-    wanted = load_config(JOBS / f"{job}.yaml", options)
-    if steps_of(wanted) != wanted.trainer.steps:
-        resume = ["--if-exists", "resume"] if list((args.out / name).glob("checkpoints/step-*/MANIFEST.json")) else ["--overwrite"]
-        command("train", str(JOBS / f"{job}.yaml"), *options, *resume)
-    return args.out / name
+    return trained(JOBS / f"{job}.yaml", options)
 
 
 class Looks:

@@ -32,7 +32,6 @@ ENGINES, GROUPS = 8, 25
 """Engine actors; groups a step."""
 
 
-@ray.remote
 class SleepingActor:
     """Stands for an engine, a scorer or a learner: sleeps, then answers."""
 
@@ -59,7 +58,9 @@ class SleepingRollouts:
         self.in_flight = [0] * n_engines
 
     async def start(self) -> None:
-        self.actors = [SleepingActor.options(num_cpus=0, max_concurrency=1000).remote(self.slots) for _ in range(self.n_engines)]
+        self.actors = [
+            ray.remote(SleepingActor).options(num_cpus=0, max_concurrency=1000).remote(self.slots) for _ in range(self.n_engines)
+        ]
 
     def submit(self, item: Item, group_id: str, n: int) -> Any:
         engine = min(range(self.n_engines), key=self.in_flight.__getitem__)
@@ -99,7 +100,7 @@ class SleepingScorers:
     """A round trip to an actor for every group."""
 
     async def start(self) -> None:
-        self.actor = SleepingActor.options(num_cpus=0, max_concurrency=1000).remote()
+        self.actor = ray.remote(SleepingActor).options(num_cpus=0, max_concurrency=1000).remote()
 
     async def score(self, result: GroupResult, item: Item) -> GroupResult:
         await self.actor.learn.remote(0.0)
@@ -116,7 +117,7 @@ class SleepingLearners:
         self.seconds = seconds
 
     async def start(self) -> None:
-        self.actor = SleepingActor.options(num_cpus=0).remote()
+        self.actor = ray.remote(SleepingActor).options(num_cpus=0).remote()
 
     async def train_step(self, groups: Any) -> dict[str, float]:
         return await self.actor.learn.remote(self.seconds)

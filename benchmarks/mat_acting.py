@@ -8,6 +8,7 @@ settings for its particle environments.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--agents", type=int, nargs="+", default=[8, 32])
     args = parser.parse_args()
-    figures = {}
+    figures: dict[str, Any] = {}
     for n in args.agents:
         torch.manual_seed(0)
         layout = ActionLayout(choices=(CHOICES,) * n, dims=(0,) * n)

@@ -52,7 +52,7 @@ class TeamEnvironment(MultiAgentEnv):
         size = team.observation * (1 + len(team.agents))
         seen = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.observation_spaces = dict.fromkeys(team.agents, seen)
-        self.action_spaces = dict.fromkeys(team.agents, gymnasium.spaces.Discrete(team.actions.n_choices))
+        self.action_spaces: dict[str, gymnasium.Space[Any]] = dict.fromkeys(team.agents, gymnasium.spaces.Discrete(team.actions.n_choices))
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A new episode."""
@@ -149,7 +149,8 @@ def play(config: JobConfig, module: Any) -> list[Episode]:
     found = []
     for i in range(config.trainer.eval_tasks):
         teams = make_teams(config.multi_agent, 1)
-        view, episodes = teams.begin([FIRST_EVAL_SEED + i]), []
+        view = teams.begin([FIRST_EVAL_SEED + i])
+        episodes: list[Any] = []
         while not episodes:
             seen = {Columns.OBS: torch.from_numpy(with_team(view.observations[0]))}
             logits = module.forward_inference(seen)[Columns.ACTION_DIST_INPUTS]

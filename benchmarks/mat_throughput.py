@@ -11,6 +11,7 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="training steps counted")
     parser.add_argument("--warmup", type=int, default=3, help="training steps before them")
     args = parser.parse_args()
-    figures = {}
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for workers in args.workers:
             config = load_config(JOB, [f"rollout.workers={workers}", "rollout.cpus=0", "learner.cpus=0", f"out={folder}"])

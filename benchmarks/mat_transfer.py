@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks._record import RESULTS, record
-from benchmarks._runs import steps_of
+from benchmarks._runs import trained
 from reasoner_ray.agents import SCRATCH
-from reasoner_ray.config import JobConfig, load_config
-from reasoner_ray.errors import ConfigError, ReasonerError
+from reasoner_ray.config import load_config
+from reasoner_ray.errors import ReasonerError
 
 JOBS = Path(__file__).parent.parent / "jobs" / "mat"
 TINY = ["multi_agent.envs=2", "multi_agent.segment_steps=5", "multi_agent.args.max_cycles=5", "mat.width=8", "learner.epochs=2"]
@@ -33,37 +31,9 @@ COLOURS = {"transfer": "#0072B2", "scratch": "#D55E00", "full": "#7F7F7F"}
 
 
 def train(job: Path, name: str, seed: int, args: argparse.Namespace, *options: str, grows: bool = True) -> Path:
-    """The folder of a finished run, of which one that ``grows`` may be there with fewer steps.
-
-    Raises ``ConfigError`` where one of another configuration is there, ``CalledProcessError`` where the training fails.
-    """
+    """The folder of a finished run, of which one that ``grows`` may be there with fewer steps. Raises as ``trained`` does."""
     fixed = [f"name={name}-seed{seed}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", f"trainer.eval_tasks={args.episodes}"]
-    given = [*(TINY if args.tiny else []), *args.set, *fixed, *options]
-    config = load_config(job, given)
-    run, wanted, trained = config.run_dir, config.trainer.steps, steps_of(config)
-    if trained and not _may_go_on(config, trained, grows):
-        raise ConfigError(f"{run} has {trained} training steps, not {wanted}; delete it and what began from it, or take another --out")
-    if trained != wanted:
-        begun = bool(list(run.glob("checkpoints/step-*/MANIFEST.json")))
-        if begun and not trained and not _is_of(config, load_config(run / "config.yaml")):
-            raise ConfigError(f"{run} was begun with another configuration than it is to go on with; delete it, or take another --out")
-        resume = ["--if-exists", "resume"] if begun else ["--overwrite"]
-        subprocess.run([sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *given, *resume], check=True)
-    return run
-
-
-def _may_go_on(config: JobConfig, trained: int, grows: bool) -> bool:
-    """Whether a finished run of ``trained`` steps is, or can become, the run of ``config``: a schedule fits one length alone."""
-    wanted = config.trainer.steps
-    return trained == wanted or (grows and trained < wanted and config.learner.lr_schedule == "constant")
-
-
-def _is_of(config: JobConfig, there: JobConfig) -> bool:
-    """Whether ``there`` is ``config``, but for where the run lies, how long it is and how it is watched."""
-    free: dict[str, Any] = {"name": config.name, "out": config.out, "tracking": config.tracking}
-    if config.learner.lr_schedule == "constant":
-        free["trainer"] = there.trainer.model_copy(update={"steps": config.trainer.steps})
-    return there.model_copy(update=free).model_dump(mode="json") == config.model_dump(mode="json")
+    return trained(job, [*(TINY if args.tiny else []), *args.set, *fixed, *options], grows)
 
 
 def returns_of(run: Path) -> dict[int, float]:

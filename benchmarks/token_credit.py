@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record
-from benchmarks._runs import steps_of
+from benchmarks._runs import trained
 from reasoner_ray.config import load_config
 from reasoner_ray.errors import ReasonerError
 from reasoner_ray.models import resolve_model
@@ -53,20 +52,12 @@ WINDOW = 3
 
 
 def run(job: Path, algorithm: str, seed: int, out: Path, extra: list[str]) -> Path:
-    """One run, unless it is there, or the rest of one with fewer steps; returns its folder. Raises ``SystemExit`` where it fails."""
+    """One run, unless it is there, or the rest of one with fewer steps; returns its folder. Raises as ``trained`` does."""
     base = load_config(job, extra)
     known = {"gamma": base.algorithm.settings.get("gamma_action", 0.99)}
     own = [f"name={base.name}-{algorithm}-s{seed}", f"seed={seed}", f"out={out}", "tracking.wandb=off"]
     overrides = [*extra, *(text.format(**known) for text in SETTINGS[algorithm]), *own]
-    config = load_config(job, overrides)
-    trained = steps_of(config)
-    if trained == config.trainer.steps:
-        print(f"{config.run_dir} is finished already")
-        return config.run_dir
-    command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *overrides, "--resume" if trained else "--overwrite"]
-    if code := subprocess.run(command, cwd=ROOT).returncode:
-        raise SystemExit(f"the run in {config.run_dir} failed with exit code {code}; see what it printed above")
-    return config.run_dir
+    return trained(job, overrides)
 
 
 def sampled(folder: Path, episodes: int) -> dict[str, float]:
@@ -165,7 +156,7 @@ def main() -> None:
         metrics = ["episode/success", "episode/discounted_return"]
         for x in ("actions", "minutes"):
             picture = RESULTS / f"{name}_{x}.png"
-            plot_runs(folders, picture, metrics, smooth=WINDOW, x=x, title=f"{config.name}: {args.seeds} seeds")  # type: ignore[arg-type]
+            plot_runs(folders, picture, metrics, smooth=WINDOW, x=x, title=f"{config.name}: {args.seeds} seeds")
             print(f"drawn to {picture}")
         means = {a: statistics.fmean(r["final_success_sampled"] for r in runs) for a, runs in results.items()}
         print(", ".join(f"{a} {m:.0%}" for a, m in means.items()), "success at the end")

@@ -152,7 +152,7 @@ def run_trl(config: JobConfig, micro_batch: int) -> dict[str, Any]:
         rewards.append(statistics.fmean(scores))
         return scores
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             ends.append(time.perf_counter())
 

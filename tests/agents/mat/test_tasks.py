@@ -179,7 +179,13 @@ def test_a_resumed_run_films_when_the_whole_run_would_have(tmp_path: Path) -> No
 
 def test_transfer_is_measured_on_runs_of_the_job_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: started.append(command[-1]))
+    code = 0
+
+    def run_it(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        started.append(command[-1])
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", run_it)
     args = argparse.Namespace(out=tmp_path, episodes=2, tiny=False, set=[])
     file = mat_transfer.JOBS / "simple_spread.yaml"
     run = tmp_path / "side-seed1"
@@ -194,7 +200,7 @@ def test_transfer_is_measured_on_runs_of_the_job_that_is_asked_for(tmp_path: Pat
     (run / "config.yaml").write_text(to_yaml(load_config(file, fixed)))
     train("trainer.steps=4")
     assert started.pop() == "resume", "one that was interrupted"
-    with pytest.raises(ConfigError, match="was begun with another configuration"):
+    with pytest.raises(ConfigError, match=r"was begun otherwise \(mat\.width: 64, not 8\)"):
         train("trainer.steps=4", "mat.width=8")
     (run / "model").mkdir()
     (run / "metrics.jsonl").write_text('{"step": 4}\n')
@@ -209,3 +215,6 @@ def test_transfer_is_measured_on_runs_of_the_job_that_is_asked_for(tmp_path: Pat
             train(f"trainer.steps={steps}", **given)
     with pytest.raises(ConfigError, match="learner.lr_schedule: constant, not linear"):
         train("trainer.steps=6", "learner.lr_schedule=linear")
+    code = 3
+    with pytest.raises(SystemExit, match="side-seed1 failed with exit code 3"):
+        train("trainer.steps=6")
