@@ -73,7 +73,7 @@ def measure(arena: Arena, policies: dict[str, Policy], episodes: int, tolerance:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--episodes", type=int, default=500, help="each policy plays, the same for all")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--planners", nargs="*", default=["random", "infotaxis", "entrotaxis", "dcee", "oracle"])
     parser.add_argument("--shifts", nargs="*", default=[], choices=list(SHIFTS), help="also outside the range of training; with --runs")

@@ -45,7 +45,7 @@ def rules_of(arena: Arena, episodes: int) -> dict[str, CessationRule]:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--episodes", type=int, default=500, help="each rule is judged on, the same for all")
     parser.add_argument("--fit", type=int, default=500, help="episodes that the calibrated rule is fitted to")
     args = parser.parse_args()
     agdc = AgdcConfig()

@@ -1,7 +1,8 @@
 """Environment steps a second of source-term estimation: 256 searches in one batch against one at a time in numpy.
 
 Both sides do the same work with the same particles: plume, sensor, reweighting, resampling with the published Metropolis moves (a fair
-comparison needs moves that numpy can do in a step), and, on the planning side, infotaxis over four moves and 25 readings each. The
+comparison needs moves that numpy can do in a step), and, on the planning side, infotaxis over four moves and 25 readings each. What the
+batch does with the jobs' own filter, which moves particles by all readings, and with the other planners, is measured beside it. The
 numpy side is vectorised over particles, moves and readings; what it lacks is other searches to share its calls with. A third side
 plans move by move and reading by reading, as the published scripts do.
 """
@@ -9,7 +10,6 @@ plans move by move and reading by reading, as the published scripts do.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -145,12 +145,16 @@ def one_at_a_time(particles: int, searches: int, steps: int, plan: str) -> None:
             search.step(choose())
 
 
-def together(particles: int, searches: int, steps: int, plans: bool) -> None:
+PUBLISHED = {"move": "reading", "move_steps": 1}
+OURS = BeliefConfig(particles=300)
+"""The filter of jobs/agdc."""
+
+
+def together(settings: BeliefConfig, searches: int, steps: int, planner: str) -> None:
     """``searches`` in one batch."""
     core = SourceTermBatch(CONFIG, searches)
-    settings = BeliefConfig(particles=particles, move="reading", move_steps=1)
     belief, everyone = SourceBelief(settings, CONFIG, searches), torch.ones(searches, dtype=torch.bool)
-    policy = PLANNERS.get("infotaxis" if plans else "random")(seed=0)
+    policy = PLANNERS.get(planner)(seed=0)
     belief.reset(everyone, core.reset(seeds=list(range(searches))))
     features = torch.zeros(searches, 0)
     for _ in range(steps):
@@ -162,13 +166,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=256, help="in the batch")
     parser.add_argument("--alone", type=int, default=8, help="of the other side, whose steps a second do not depend on their number")
-    parser.add_argument("--particles", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--particles", type=int, default=500, help="of both sides")
+    parser.add_argument("--steps", type=int, default=40, help="of each search")
+    parser.add_argument("--repeats", type=int, default=3, help="of each side, in turns")
     args = parser.parse_args()
     figures: dict[str, object] = {}
-    for name, plans, others in (("filter", False, ("none",)), ("infotaxis", True, ("numpy", "loops"))):
-        sides: dict[str, Callable[[], None]] = {"batch": partial(together, args.particles, args.searches, args.steps, plans)}
+    published = BeliefConfig.model_validate({"particles": args.particles, **PUBLISHED})
+    for name, planner, others in (("filter", "random", ("none",)), ("infotaxis", "infotaxis", ("numpy", "loops"))):
+        sides: dict[str, Callable[[], None]] = {"batch": partial(together, published, args.searches, args.steps, planner)}
         sides |= {other: partial(one_at_a_time, args.particles, args.alone, args.steps, other) for other in others}
         seconds = alternate(sides, args.repeats)
         rates = {
@@ -178,9 +183,9 @@ def main() -> None:
         for other in others:
             label = {"none": "in_numpy", "numpy": "in_numpy", "loops": "in_numpy_by_loops"}[other]
             figures |= {f"{name}_steps_per_s_{label}": rates[other], f"{name}_speedup_over_{label}": ratios(rates["batch"], rates[other])}
-    began = time.perf_counter()
-    together(args.particles, args.searches, args.steps, False)
-    figures["minutes_of_1e6_filter_steps"] = (time.perf_counter() - began) / (args.searches * args.steps) * 1e6 / 60
+    ours = {name: partial(together, OURS, args.searches, args.steps, name) for name in ("random", "infotaxis", "entrotaxis", "dcee")}
+    for name, found in alternate(ours, args.repeats).items():
+        figures[f"own_filter_with_{name}_steps_per_s_in_a_batch"] = [args.searches * args.steps / seconds for seconds in found]
     record("agdc_throughput", settings={**vars(args), "threads": torch.get_num_threads()}, figures=figures)
 
 

@@ -30,7 +30,7 @@ from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy
 from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.config import load_config
-from reasoner_ray.errors import ReasonerError
+from reasoner_ray.errors import ConfigError, ReasonerError
 from reasoner_ray.plot import plot_runs
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
@@ -59,6 +59,17 @@ def overrides_of(job: str, args: argparse.Namespace) -> list[str]:
         fitting = ["agdc.policy=dcee", f"trainer.eval_tasks={args.episodes}", f"agdc.calibrate={file}"]
         command("eval", str(JOBS / f"{job}.yaml"), *args.set, *fitting)
     return [*args.set, f"agdc.cessation.calibration={file}"]
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ``ConfigError`` before any training for planners or shifts that a job's problem does not have."""
+    for job in args.jobs:
+        agdc = load_config(JOBS / f"{job}.yaml", args.set).agdc
+        planners = make_problem(agdc).planners
+        for planner in args.planners:
+            planners.get(planner)
+        if args.shifts and agdc.problem != "source_term":
+            raise ConfigError(f"--shifts changes source_term's world, and job {job} is {agdc.problem}; leave --shifts out")
 
 
 def train(job: str, seed: int, args: argparse.Namespace) -> Path:
@@ -167,18 +178,19 @@ def training_of(runs: list[Path]) -> dict[str, list[float]]:
 def main() -> None:
     """Train, measure, print, record and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="+", default=ALL, choices=sorted(f.stem for f in JOBS.glob("*.yaml")))
-    parser.add_argument("--planners", nargs="*", default=["random", "infotaxis", "entrotaxis", "dcee", "oracle"])
+    parser.add_argument("--jobs", nargs="+", default=ALL, choices=sorted(f.stem for f in JOBS.glob("*.yaml")), help="of jobs/agdc")
+    parser.add_argument("--planners", nargs="*", default=["random", "infotaxis", "entrotaxis", "dcee", "oracle"], help="to compare with")
     parser.add_argument("--shifts", nargs="*", default=[], choices=list(SHIFTS), help="also outside the range of training")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each job, seeds 1 to N")
+    parser.add_argument("--episodes", type=int, default=500, help="that each policy is looked at on, the same for all")
     parser.add_argument("--parallel", type=int, default=1, help="runs that train at the same time")
-    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs' folders")
     parser.add_argument("--name", default="agdc_training", help="of the record and the pictures")
     parser.add_argument("--set", nargs="*", default=[], help="overrides, for example trainer.steps=40")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
+        check(args)
         table, runs = measure(args)
     except ReasonerError as error:
         sys.exit(f"error: {error}")

@@ -1,8 +1,9 @@
-"""Calls of Ray actors from asyncio."""
+"""Calls of Ray actors from asyncio, one and many."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -18,3 +19,14 @@ async def result_of(ref: Any) -> Any:
         if isinstance(error.cause, ReasonerError):
             raise error.cause from error
         raise
+
+
+async def all_or_first_error(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of it at once; the first error cancels the rest, waits until it has ended, and is raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

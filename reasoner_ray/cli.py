@@ -152,11 +152,17 @@ def collect(job: JobArgument, overrides: Overrides = None) -> None:
     """Record a policy's episodes as a Minari data set: `reasoner collect jobs/sequence/key_to_door_dt.yaml sequence.collect.out=DIR-v0`.
 
     The policy is `random`, the folder model/ of a run of kind sequence or mat (a team of one), or module:function of your own.
+
+    Of a job of kind rl: scored episodes of its language model as records for kind sft (`supervised.data`), one an action:
+    `reasoner collect jobs/agents/tomato_salad.yaml rollout.collect.out=episodes.jsonl`. Started again, it goes on where it was cut short.
     """
-    from reasoner_ray.agents.sequence.collect import collect as run
     from reasoner_ray.config import load_config
 
     config = load_config(job, overrides)
+    if config.kind == "rl":
+        from reasoner_ray.rollout.collect import collect as run
+    else:
+        from reasoner_ray.agents.sequence.collect import collect as run
     for name, value in run(config).items():
         typer.echo(f"{name}: {value:.6g}")
 

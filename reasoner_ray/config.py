@@ -52,6 +52,9 @@ class TaskConfig(Section):
 
     name: str = Field("arithmetic", description="a registered task, or module:function of your own")
     args: dict[str, Any] = Field(default_factory=dict, description="passed to the task")
+    control: str = Field(
+        "", description="text before every prompt, as supervised.condition taught it; `reasoner eval` of such a job takes the best bucket's"
+    )
 
 
 class AgentConfig(Section):
@@ -64,6 +67,16 @@ class AgentConfig(Section):
     invalid_penalty: float = Field(0.0, ge=0, description="reward taken away for an action that the environment does not understand")
     max_failures: int = Field(1, ge=0, description="times an episode is played again after its environment failed; past it its group fails")
     max_processes: int = Field(64, ge=1, description="environment processes an engine actor may have")
+
+
+class CollectConfig(Section):
+    """Scored episodes as records for kind sft (`reasoner collect` of kind rl)."""
+
+    out: str | None = Field(None, description="the file of JSON lines to write, one record an action")
+    tasks: int = Field(256, ge=1, description="training items, each with trainer.samples_per_task episodes")
+    gamma: float = Field(
+        1.0, gt=0, le=1, description="discount a step of the environment in a record's reward, the return from its action on"
+    )
 
 
 class RolloutConfig(Section):
@@ -84,6 +97,7 @@ class RolloutConfig(Section):
     stop: tuple[str, ...] = Field((), description="strings that end an action; kept in it")
     episode: str = Field("single_turn", description="single_turn, multi_turn, admissible, free_text, or module:function of your own")
     agent: AgentConfig = AgentConfig()
+    collect: CollectConfig = CollectConfig()
     max_groups_per_worker: int = Field(64, ge=1, description="groups an actor works on at once")
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engines: memory for the KV cache, GB")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)

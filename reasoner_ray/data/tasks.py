@@ -47,6 +47,8 @@ class Task(ABC):
     """What ``scoring.scorers: [{name: task}]`` stands for."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer: what ``rollout.stop`` should hold for this task."""
+    control: str = ""
+    """Text before every prompt (the job's ``task.control``)."""
 
     def check(self) -> None:  # noqa: B027 - most tasks have nothing to check
         """Find out what can be wrong before any actor starts. Raises ``ReasonerError``; the default finds nothing."""
@@ -60,11 +62,17 @@ class Task(ABC):
         """Items for evaluation only, none of them in ``train()``."""
 
     def render(self, item: Item, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids of the prompt: raw text as it is, chat messages by the tokenizer's own template.
+        """Token ids of the prompt behind ``control``: raw text as it is, chat messages by the tokenizer's own template.
 
         Raises ``DataError`` where the prompt is a chat and the tokenizer has no chat template.
         """
-        return render(item, tokenizer)
+        return with_control(render(item, tokenizer), self.control, tokenizer)
+
+
+def with_control(tokens: Sequence[int], control: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """``tokens`` of a context with the control text before them, after a token that begins a text."""
+    first = int(bool(tokens) and tokens[0] == tokenizer.bos_token_id)
+    return [*tokens[:first], *tokenizer.encode(control, add_special_tokens=False), *tokens[first:]] if control else list(tokens)
 
 
 def render(item: Item, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -107,6 +115,7 @@ def get_task(config: TaskConfig, seed: int = 0) -> Task:
     task = check_task(config)(seed=seed, **config.args)
     if not task.name or config.name in TASKS.names():  # one class may be registered under several names
         task.name = config.name
+    task.control = config.control
     return task
 
 

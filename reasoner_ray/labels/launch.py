@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from reasoner_ray.actor_calls import all_or_first_error
 from reasoner_ray.config import JobConfig, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError
+from reasoner_ray.journal import Journal, entries
 from reasoner_ray.labels.report import lines_of, summarise
-from reasoner_ray.labels.store import JOURNAL, Journal, export, questions, remove_labels
+from reasoner_ray.labels.store import JOURNAL, export, remove_labels
 from reasoner_ray.progress import Counter, show_progress
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.trainer.launch import check_resources, connect, load_task
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 IfExists = Literal["error", "resume", "overwrite"]
 FOLDER = "labels"
 """Of a run's folder, which may hold a training run as well."""
+RESUME = "resume with the run's own settings (reasoner label RUN/labels/config.yaml --resume), or replace it with --overwrite"
 
 
 def label(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
@@ -39,7 +42,7 @@ def label(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
     items, began = choose_items(config, task), time.perf_counter()
     folder = config.run_dir / FOLDER
     _prepare(folder, config, if_exists)
-    with Journal(folder / JOURNAL, header_of(config)) as journal:
+    with Journal(folder / JOURNAL, header_of(config), RESUME) as journal:
         todo = [item for item in items if item.id not in journal.done]
         if todo:
             connect(config)
@@ -54,7 +57,7 @@ def label(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
                 raise
             finally:
                 ray.shutdown()
-    report = {**summarise(questions(journal.path)), "seconds": time.perf_counter() - began}
+    report = {**summarise(entries(journal.path)), "seconds": time.perf_counter() - began}
     data = export(journal.path, config.labels.format)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     for line in [*lines_of(report), f"written to {data}"]:
@@ -107,16 +110,11 @@ async def _label_all(pool: RolloutPool, items: Sequence[Item], config: JobConfig
         counts["failed"] += record["status"] == "failed"
         progress.advance(", ".join(f"{count} {name}" for name, count in counts.items() if count))
 
-    tasks: list[asyncio.Task[None]] = []
     try:
         await pool.start()
         await pool.assume_synced(version=0)
-        tasks += [asyncio.create_task(label_one(item)) for item in items]
-        await asyncio.gather(*tasks)
+        await all_or_first_error(map(label_one, items))
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await pool.stop()
 
 

@@ -1,8 +1,8 @@
 """Scored solutions for a policy that is told what to earn, and for one that learns the best alone (kind sft).
 
 Return-conditioned fine-tuning is the Decision Transformer of language: a control text that says how good a solution is stands before
-its prompt (after a token that begins a text), and the policy that samples is to be told the best there is. Learning the best share alone is
-its honest baseline (%BC).
+its prompt (after a token that begins a text), and the policy that samples is told the best there is (``task.control``). Learning the
+best share alone is its honest baseline (%BC).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from reasoner_ray.data.tasks import with_control
 from reasoner_ray.errors import DataError
 from reasoner_ray.prm.examples import Example
 from reasoner_ray.steps import Partial
@@ -35,18 +36,19 @@ def control_text(bucket: int, condition: ConditionConfig) -> str:
 
 def conditioned(examples: Sequence[Example], condition: ConditionConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """The same solutions, each behind the control text of its reward, which belongs to the prompt. Raises ``DataError``."""
-    controls = [
-        tuple(int(t) for t in tokenizer.encode(control_text(bucket, condition), add_special_tokens=False))
-        for bucket in range(len(condition.above) + 1)
-    ]
     found = []
     for example in examples:
-        control, partial = controls[bucket_of(_reward(example), condition.above)], example.partial
-        n, first = len(control), int(partial.tokens[0] == tokenizer.bos_token_id)
-        tokens = (*partial.tokens[:first], *control, *partial.tokens[first:])
+        partial, control = example.partial, control_text(bucket_of(_reward(example), condition.above), condition)
+        tokens = tuple(with_control(partial.tokens, control, tokenizer))
+        n = len(tokens) - len(partial.tokens)
         told = Partial(tokens, tuple(end + n for end in partial.ends), partial.start + n)
         found.append(replace(example, partial=told))
     return found
+
+
+def best_control(condition: ConditionConfig) -> str:
+    """What a policy taught so is to be told."""
+    return control_text(len(condition.above), condition)
 
 
 def best_examples(examples: Sequence[Example], share: float) -> list[Example]:

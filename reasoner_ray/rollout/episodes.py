@@ -75,8 +75,8 @@ class EpisodeContext:
 
     @property
     def first_tokens(self) -> tuple[int, ...]:
-        """What the tokenizer writes before any text (a begin-of-text token, or nothing)."""
-        return _encode(self.tokenizer, "", True)
+        """What every context begins with: what the tokenizer writes before any text (a token, or nothing), and the control text."""
+        return (*_encode(self.tokenizer, "", True), *self.encode(self.task.control))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a piece of text within a context, without special tokens."""

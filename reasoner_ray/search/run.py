@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
+from reasoner_ray.actor_calls import all_or_first_error
 from reasoner_ray.config import JobConfig, load_config, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import ConfigError, DataError
@@ -72,14 +73,7 @@ class SearchRun:
     async def run(self, items: Sequence[Item]) -> None:
         """Search; the first error ends the run, what was found until then is on disk. Raises what the search or a scorer raised."""
         done = self._file.done
-        tasks = [asyncio.create_task(self._one(index, item)) for index, item in enumerate(items) if item.id not in done]
-        try:
-            for task in asyncio.as_completed(tasks):
-                await task
-        finally:
-            for left in tasks:
-                left.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await all_or_first_error(self._one(index, item) for index, item in enumerate(items) if item.id not in done)
 
     async def _one(self, index: int, item: Item) -> None:
         async with self._slots:

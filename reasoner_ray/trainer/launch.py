@@ -21,6 +21,7 @@ from reasoner_ray.doctor import check_shared_memory
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_dtype, resolve_model
+from reasoner_ray.prm.conditioning import best_control
 from reasoner_ray.prm.settings import process_gpus
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.base import reward_terms
@@ -190,6 +191,8 @@ def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBa
     path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
     check_tokenizer_matches(path, tokenizer)
+    if config.supervised.condition is not None and not config.task.control:
+        config = config.model_copy(update={"task": config.task.model_copy(update={"control": best_control(config.supervised.condition)})})
     task = get_task(config.task, config.seed)
     task.check()
     reward_terms(config.scoring, config.task)

@@ -12,8 +12,8 @@ import pytest
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from reasoner_ray.journal import Journal, entries
 from reasoner_ray.labels.launch import _label_all, _prepare, choose_items
-from reasoner_ray.labels.store import Journal, questions
 from reasoner_ray.trainer.parts import GroupResult
 from tests.data.test_tasks import Chat
 
@@ -80,7 +80,7 @@ def run(pool: FakePool, folder: Path, items: list[Item] = ITEMS) -> Counted:
 def test_questions_are_labelled_many_at_once_and_written_as_they_finish(tmp_path: Path) -> None:
     pool = FakePool()
     progress = run(pool, tmp_path)
-    found = [q["id"] for q in questions(tmp_path / "q.jsonl")]
+    found = [q["id"] for q in entries(tmp_path / "q.jsonl")]
     assert sorted(found, key=int) == [i.id for i in ITEMS] and found[0] != "0"
     assert pool.most == 6, "two workers, three questions each"
     assert pool.stopped and progress.notes[-1] == "12 solutions"
@@ -88,7 +88,7 @@ def test_questions_are_labelled_many_at_once_and_written_as_they_finish(tmp_path
 
 def test_a_question_that_cannot_be_asked_is_a_status(tmp_path: Path) -> None:
     progress = run(FakePool({"3": DataError("its prompt is too long")}), tmp_path)
-    failed = [q for q in questions(tmp_path / "q.jsonl") if q["status"] == "failed"]
+    failed = [q for q in entries(tmp_path / "q.jsonl") if q["status"] == "failed"]
     assert failed == [{"id": "3", "status": "failed", "error": "its prompt is too long"}]
     assert progress.notes[-1] == "11 solutions, 1 failed"
 
@@ -98,10 +98,10 @@ def test_a_pool_that_gives_up_ends_the_run_and_what_was_finished_is_kept(tmp_pat
     with pytest.raises(EnvironmentProblem, match="died too often"):
         run(pool, tmp_path)
     assert pool.stopped
-    before = {q["id"] for q in questions(tmp_path / "q.jsonl")}
+    before = {q["id"] for q in entries(tmp_path / "q.jsonl")}
     assert before and "4" not in before
     run(FakePool(), tmp_path)
-    after = [q["id"] for q in questions(tmp_path / "q.jsonl")]
+    after = [q["id"] for q in entries(tmp_path / "q.jsonl")]
     assert len(after) == 12 and before < set(after)
 
 
@@ -124,10 +124,10 @@ def test_a_run_that_is_alive_is_not_overwritten(tmp_path: Path) -> None:
     _prepare(folder, config, "error")
     with Journal(folder / "questions.jsonl", {"a": 1}) as journal:
         journal.append({"id": "0"})
-        with pytest.raises(CheckpointError, match=r"questions\.jsonl is in use: another process is labelling"):
+        with pytest.raises(CheckpointError, match=r"questions\.jsonl is in use: another process is writing"):
             _prepare(folder, config, "overwrite")
         journal.append({"id": "1"})
-        assert [q["id"] for q in questions(folder / "questions.jsonl")] == ["0", "1"], "nothing was taken from under it"
+        assert [q["id"] for q in entries(folder / "questions.jsonl")] == ["0", "1"], "nothing was taken from under it"
     _prepare(folder, config, "overwrite")
     assert not (folder / "questions.jsonl").exists()
 

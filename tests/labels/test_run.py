@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from reasoner_ray.labels.store import questions
+from reasoner_ray.journal import entries
 from reasoner_ray.prm.examples import read_examples
 from reasoner_ray.prm.settings import SupervisedConfig
 from tests.processes import left_behind
@@ -72,7 +72,7 @@ def test_a_labelling_run_that_is_killed_goes_on_where_it_was(tiny_model_dir: Pat
     assert "Go on with --resume" in output.read_text()
     assert start(folder / "config.yaml", "--resume").wait(400) == 0
     assert journal.read_bytes().startswith(whole), "what was finished is not done again"
-    found = [record["id"] for record in questions(journal)]
+    found = [record["id"] for record in entries(journal)]
     assert len(found) == len(set(found)) == QUESTIONS
 
     report = json.loads((folder / "report.json").read_text())

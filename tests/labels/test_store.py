@@ -14,14 +14,15 @@ import pytest
 
 from reasoner_ray.data.records import read_records
 from reasoner_ray.errors import CheckpointError, DataError
+from reasoner_ray.journal import Journal, entries
 from reasoner_ray.labels.report import lines_of, summarise
-from reasoner_ray.labels.store import Journal, export, questions
+from reasoner_ray.labels.store import export
 
 HEADER = {"model": {"path": "m"}, "labels": {"completions": 8}}
 WORKER = """
 import sys, time
 from pathlib import Path
-from reasoner_ray.labels.store import Journal
+from reasoner_ray.journal import Journal
 
 with Journal(Path(sys.argv[1]), {"labels": 1}) as journal:
     for i in range(400):
@@ -67,7 +68,7 @@ def test_a_labelling_process_that_is_killed_again_and_again_loses_and_repeats_no
         found = path.read_bytes()
         assert found.startswith(kept[: kept.rfind(b"\n") + 1]), "what was finished stays as it was"
         kept = found
-    ids = [record["id"] for record in questions(path)]
+    ids = [record["id"] for record in entries(path)]
     assert sorted(ids, key=int) == [str(i) for i in range(400)]
 
 
@@ -75,11 +76,11 @@ def test_a_labelling_process_that_is_killed_again_and_again_loses_and_repeats_no
 def test_a_torn_last_line_is_dropped_and_its_question_done_again(tmp_path: Path, cut: int) -> None:
     path = write(tmp_path / "q.jsonl", question("a"), question("b"))
     path.write_bytes(path.read_bytes()[:-cut])
-    assert [q["id"] for q in questions(path)] == ["a"]
+    assert [q["id"] for q in entries(path)] == ["a"]
     with Journal(path, HEADER) as journal:
         assert journal.done == {"a"}
         journal.append(question("b"))
-    assert [q["id"] for q in questions(path)] == ["a", "b"]
+    assert [q["id"] for q in entries(path)] == ["a", "b"]
 
 
 def test_a_journal_torn_in_its_first_line_begins_anew(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
 
 def test_other_settings_and_a_second_process_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", question("a"))
-    with pytest.raises(CheckpointError, match="begun with another labels; resume with the run's own settings"):
+    with pytest.raises(CheckpointError, match="begun with another labels; go on with its own settings"):
         Journal(path, {**HEADER, "labels": {"completions": 4}})
     with Journal(path, HEADER), pytest.raises(CheckpointError, match="in use: another process"):
         Journal(path, HEADER)
@@ -139,7 +140,7 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     path = write(
         tmp_path / "q.jsonl", question("a", wrong, right), question("b", early, generated=250), question("c", status="all wrong"), failed
     )
-    report = summarise(questions(path))
+    report = summarise(entries(path))
     assert report["questions"] == 4 and report["by_status"] == {"all wrong": 1, "failed": 1, "labelled": 2}
     assert (report["solutions"], report["solutions_right"], report["steps"]) == (3, 1, 12)
     assert (report["labels"], report["labels_right"], report["balance"], report["soft_labels"]) == (10, 4, 0.4, 10)

@@ -15,6 +15,7 @@ from reasoner_ray.prm.conditioning import bucket_of, conditioned, control_text
 from reasoner_ray.prm.examples import Example
 from reasoner_ray.prm.settings import ConditionConfig
 from reasoner_ray.steps import Partial
+from reasoner_ray.trainer.launch import load_task
 from reasoner_ray.trainer.supervised import load_examples
 
 CONDITION = {"text": "reward {bucket} of {top}: ", "above": [0.0, 0.5]}
@@ -88,3 +89,14 @@ def test_what_cannot_work_is_refused(tmp_path: Path, tiny_model_dir: Path) -> No
     (tmp_path / "scored.jsonl").write_text(json.dumps({"prompt": "q", "answer": "a"}))
     with pytest.raises(DataError, match="line 1: no `reward`"):
         load_examples(config)
+
+
+def test_a_policy_is_told_the_best_in_prompts_and_in_episodes(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config, task, tokenizer = load_task(job(tmp_path, tiny_model_dir, condition=CONDITION))
+    assert config.task.control == "reward 2 of 2: ", "`reasoner eval` of the job that taught it asks for the best"
+    (item,) = task.held_out()[:1]
+    assert tokenizer.decode(task.render(item, tokenizer)) == f"reward 2 of 2: {item.prompt}"
+    told = parse_config({"model": {"path": str(tiny_model_dir)}, "task": {"control": "reward 0 of 2: "}})
+    assert load_task(told)[0].task.control == "reward 0 of 2: " == load_task(told)[1].control
+    plain, task, _ = load_task(job(tmp_path, tiny_model_dir))
+    assert plain.task.control == "" and tokenizer.decode(task.render(item, tokenizer)) == item.prompt

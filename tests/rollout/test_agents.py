@@ -42,10 +42,11 @@ def job(folder: Path, rollout: dict[str, Any], args: dict[str, Any] | None = Non
 
 
 def play(
-    tiny: Path, tokenizer: Any, rollout: dict[str, Any], n: int = 1, mode: Any = "train", answer: str = "", **kwargs: Any
+    tiny: Path, tokenizer: Any, rollout: dict[str, Any], n: int = 1, mode: Any = "train", answer: str = "", control: str = "", **kwargs: Any
 ) -> tuple[list[Trajectory], dict[str, Any], ScriptedEngine]:
     """One group by a scripted engine."""
     config = job(tiny, rollout, **kwargs)
+    config = config.model_copy(update={"task": config.task.model_copy(update={"control": control})})
     engine = ScriptedEngine(lambda _: (tokenizer.encode(answer), "stop"))
 
     async def run() -> Any:
@@ -77,6 +78,15 @@ def test_an_episode_chooses_from_the_lists_until_the_end(tiny_model_dir: Path, t
             assert span.choice is not None and len(span.choice.candidates) == 2 and span.choice.divisors == (2.0, 2.0)
             assert np.exp(t.behaviour_logprobs[span.start : span.end].sum()) < 1
     assert len({t.info["transcript"] for t in trajectories}) > 1, "samples differ"
+
+
+@pytest.mark.parametrize("budget", [0, 6, 200])
+def test_every_context_begins_with_the_control_text(tiny_model_dir: Path, tokenizer: Any, budget: int) -> None:
+    (t,), _, _ = play(tiny_model_dir, tokenizer, {"agent": {"history_tokens": budget}}, control="Quality 1 of 1.\n")
+    heads = [tokenizer.decode(t.tokens[start:].tolist()) for start in t.context_starts]
+    assert len(heads) > 1 or budget == 200
+    assert all(head.startswith("Quality 1 of 1.\nroom") for head in heads)
+    assert tokenizer.decode(t.tokens.tolist()).count("Quality") == len(heads), "once in each"
 
 
 def test_the_same_seed_gives_the_same_episode_and_greedy_the_likeliest(tiny_model_dir: Path, tokenizer: Any) -> None:

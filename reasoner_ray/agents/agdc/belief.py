@@ -16,14 +16,16 @@ from reasoner_ray.errors import ConfigError
 
 BLOCKS = ((X, Y, Z), (Q,), (U, PHI), (D, TAU))
 """Parameters that a Metropolis move draws with their covariance."""
-BISECTIONS = 12
+BISECTIONS = 16
+SMALLEST_SHARE = 1e-24
+"""Of a reading, in one stage: a reading next to the source is 1e17 nats less likely far from it."""
 MAX_STAGES = 60
 """Of one reading; past it the rest of the reading counts at once."""
 AT_ONCE = 64_000
 """Particles that are updated at once: what a processor's cache holds."""
 ELEMENTS = 200_000
 """Concentrations that exist at once while moves are judged."""
-FAULTS = ("nonfinite", "negative", "lost", "unknown", "unexplained", "broken", "forced")
+FAULTS = ("nonfinite", "negative", "lost", "unknown", "unexplained", "broken", "forced", "collapsed")
 """What a ``ParticleBelief`` counts of what is out of order."""
 LOWEST = -1e30
 """Stands for a log-probability of minus infinity where it is multiplied."""
@@ -70,7 +72,12 @@ class ParticleBelief:
     A reading that is not finite says nothing (``nonfinite`` counts it), nor does one at a place that is not (``lost``); one below 0, which
     no sensor with a threshold gives, is taken for 0 (``negative``); one that no particle explains is set aside (``unexplained``). For a
     weather estimate that is not finite stands the middle of the scene's range (``unknown``). A particle whose likelihood is not a number
-    explains nothing (``broken``). Where ``MAX_STAGES`` stages do not take a reading in, the rest of it counts at once (``forced``).
+    explains nothing (``broken``). Where ``MAX_STAGES`` stages do not take a reading in, the rest of it counts at once (``forced``). Where
+    a stage leaves less than half of the effective sample size that is asked for, the belief is narrower than it should be (``collapsed``;
+    not of ``move="reading"`` and ``"none"``, which have no stages).
+
+    ``move="reading"`` follows the published code but for this: its unseen readings' term has the sensor's deviation, not its threshold,
+    and a proposal that cannot be (or lies outside the prior's ranges) is rejected, not drawn again.
     """
 
     def __init__(
@@ -89,7 +96,8 @@ class ParticleBelief:
         self._places = torch.zeros(n, readings, 3, device=self.device)
         self._readings = torch.full((n, readings), torch.nan, device=self.device)
         self._length = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.nonfinite = self.negative = self.lost = self.unknown = self.unexplained = self.broken = self.forced = self.resampled = 0
+        self.nonfinite = self.negative = self.lost = self.unknown = self.unexplained = self.broken = self.forced = self.collapsed = 0
+        self.resampled = 0
         blocks = torch.zeros(8, 8, device=self.device)
         for block in BLOCKS:
             for place in block:
@@ -206,6 +214,8 @@ class ParticleBelief:
             elif not single:
                 self.forced += len(share)
             part.log_weights = _normalised(part.log_weights + share[:, None] * part.now)
+            if not single:
+                self.collapsed += int((_effective_size(part.log_weights) < least / 2).sum())
             done[active] += share
             done[done > 1 - 1e-6] = 1.0
             self._renew(part, done[active], least)
@@ -217,15 +227,15 @@ class ParticleBelief:
         def enough(share: torch.Tensor) -> torch.Tensor:
             return _effective_size(part.log_weights + share[:, None] * part.now) >= least
 
-        low, high = torch.zeros_like(left), left.clone()
         whole = enough(left)
         if bool(whole.all()):
             return left
+        low, high = torch.full_like(left, math.log(SMALLEST_SHARE)), left.log()
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fits = enough(middle)
+            fits = enough(middle.exp())
             low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-        return torch.where(whole, left, high)  # just past the border: then resampling is due
+        return torch.where(whole, left, high.exp())  # just past the border: then resampling is due
 
     def _renew(self, part: _Rows, done: torch.Tensor, least: float) -> None:
         """Resample and move the beliefs of ``part`` whose effective sample size is below ``least``; ``done`` [e] of the reading counts."""

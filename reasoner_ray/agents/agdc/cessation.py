@@ -7,6 +7,7 @@ estimates are right.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -225,6 +226,8 @@ def _single(config: CessationConfig, why: str) -> float:
     threshold = config.threshold
     if isinstance(threshold, tuple) or not threshold > 0:  # NaN is not
         raise ConfigError(f"agdc.cessation.threshold: {threshold} can never be met by rule {config.rule} ({why}); give a number above 0")
+    if math.isinf(threshold):
+        raise ConfigError(f"agdc.cessation.threshold: rule {config.rule} always holds below {threshold}; give a number, or take rule never")
     return threshold
 
 

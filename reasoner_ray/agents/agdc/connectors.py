@@ -62,6 +62,9 @@ class DetectGoals(ConnectorV2):
         seen = torch.as_tensor(np.stack([np.asarray(episode.get_observations(-1)) for episode in episodes]))
         began = torch.tensor([episode.id_ != known for episode, known in zip(episodes, self._ids, strict=True)])
         self._ids = [episode.id_ for episode in episodes]
+        if self._env.seeded is not None:  # RLlib gives each runner another; beliefs of the same stream would err alike
+            self.detector.seed(self._env.seeded)
+            self._env.seeded = None
         if bool(began.any()):
             self.detector.begin(began, seen)
         found = self.detector.advance(~began, seen)

@@ -5,9 +5,11 @@ A user brings a ``Belief`` for an environment of their own; ``GoalDetector`` doe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from reasoner_ray.agents.agdc.cessation import BeliefSummary, CessationRule
@@ -90,10 +92,14 @@ class GoalDetector:
         own = self.belief.faults() if isinstance(self.belief, Counting) else {}
         return {"unreadable": self.unreadable, **own}
 
-    def seed(self, seed: int | None) -> None:
-        """Make what follows repeatable, where the belief draws random numbers; they are none of an environment's of the same ``seed``."""
-        if seed is not None and isinstance(self.belief, Seeded):
-            self.belief.seed(derived_seed(seed, BELIEF))
+    def seed(self, seed: int | Sequence[int | None] | None) -> None:
+        """Make what follows repeatable, where the belief draws random numbers; they are none of an environment's of the same ``seed``.
+
+        Of a vector environment it may be one for each episode.
+        """
+        each = [one for one in seed if one is not None] if isinstance(seed, Sequence | np.ndarray) else [] if seed is None else [seed]
+        if each and isinstance(self.belief, Seeded):
+            self.belief.seed(derived_seed(int(each[0]), BELIEF, *(int(one) % 2**64 for one in each[1:])))
 
     def begin(self, mask: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Begin the episodes in ``mask`` (bool [E]); returns the features [E, F] of all."""

@@ -43,6 +43,9 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
+    for key in ("policy", "calibrate", "gif"):
+        if getattr(config.agdc, key) != AgdcConfig.model_fields[key].default:
+            raise ConfigError(f"agdc.{key} is for `reasoner eval`, and a training has no use for it; leave it out")
     made = algorithm_config(config)
     make_arena(config.agdc)
     config, checkpoint = launch.choose_run(config, if_exists)
@@ -192,7 +195,7 @@ class AlgorithmRunner:
             return
         try:
             await asyncio.to_thread(lambda: buffer.set_state(pickle.loads((folder / BUFFER).read_bytes())))
-        except (pickle.UnpicklingError, EOFError, KeyError) as error:
+        except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, IndexError, ImportError, TypeError) as error:
             raise CheckpointError(f"{folder / BUFFER} holds no replay buffer ({error}); resume from another checkpoint") from error
 
     async def export(self, folder: Path) -> None:

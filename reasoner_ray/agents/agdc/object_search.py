@@ -14,6 +14,7 @@ from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.envs.object_search.environment import DIRECTIONS, FIRST, MOVES, ObjectSearch, ObjectSearchVector, floor_of
 from reasoner_ray.envs.object_search.settings import ObjectSearchConfig
 from reasoner_ray.envs.source_term.core import Step
+from reasoner_ray.errors import ConfigError
 from reasoner_ray.registry import Registry
 
 SMALLEST_SPREAD = 0.05
@@ -55,12 +56,20 @@ class ObjectBelief:
         self.update(mask, observation)
 
     def update(self, mask: torch.Tensor, observation: torch.Tensor) -> None:
-        """Take in what was in sight, and what was found."""
+        """Take in what was in sight, and what was found; an observation with a number that is not finite says nothing.
+
+        Raises ``ConfigError`` where more is found than there can be.
+        """
+        whole = torch.isfinite(observation).all(dim=-1)
+        self._steps += mask & ~whole
+        mask, observation = mask & whole, torch.where(whole[:, None], observation, 0.0)
         seen, hit = (part > 0.5 for part in observation[:, FIRST:].split(self._cells, dim=-1))
         column, row, direction = observation[:, :FIRST].long().unbind(-1)
         weights = torch.where(seen, self.weights * (1 - self._config.detection), self.weights).masked_fill(hit, 0.0)
         self.weights = torch.where(mask[:, None], weights, self.weights)
         self.found += hit.sum(-1) * mask
+        if int(self.found.max()) > self._config.most:
+            raise ConfigError(f"agdc.objects.most: {int(self.found.max())} objects were found where at most {self._config.most} can lie")
         self._steps += mask
         self.pose = torch.where(mask, self._index[column, row] * DIRECTIONS + direction, self.pose)
         self._infer()

@@ -14,7 +14,8 @@ class SourcePrior:
     """Independent parameters around weather estimates [E, 4] (wind, direction, diffusivity, lifetime).
 
     x, y uniform over the domain, z uniform, strength gamma, wind normal above 0, direction normal, diffusivity uniform above its estimate,
-    lifetime uniform below its own. The truth's estimates err just so (``SourceTermBatch``), hence beliefs can be calibrated.
+    lifetime uniform below its own. The weather's estimates err just so (``SourceTermBatch``; a wind below 0 is taken for 0). Position and
+    strength of an environment's sources have the ranges of its scene: there the prior knows less than there is to know.
     """
 
     def __init__(self, config: SourceTermConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.tune.registry import register_env
 
 from reasoner_ray.agents.agdc.cessation import make_rule, with_numbers
+from reasoner_ray.agents.agdc.connectors import DetectGoals
 from reasoner_ray.agents.agdc.ddpg import DDPGConfig
 from reasoner_ray.agents.agdc.deepspeed_learner import with_deepspeed
+from reasoner_ray.agents.agdc.detection import GoalDetector
 from reasoner_ray.agents.agdc.problem import Problem, View, make_problem
 from reasoner_ray.agents.agdc.settings import AgdcConfig
 from reasoner_ray.agents.agdc.wrappers import VectorAGDC
@@ -106,11 +108,12 @@ def algorithm_config(config: JobConfig) -> AlgorithmConfig:
         made.rl_module(model_config=DefaultModelConfig(fcnet_hiddens=list(agdc.hidden), fcnet_activation="relu", vf_share_layers=False))
     try:
         made.training(**settings)
-    except TypeError as error:
+        if agdc.learner == "deepspeed":
+            made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
+            made.training(learner_config_dict={"zero_stage": learner.zero_stage, "timeout_s": learner.collective_timeout_s})
+        made.validate()
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"agdc.settings: {agdc.algorithm} of RLlib does not take them: {error}") from error
-    if agdc.learner == "deepspeed":
-        made.learners(learner_class=with_deepspeed(made.get_default_learner_class()))
-        made.training(learner_config_dict={"zero_stage": learner.zero_stage, "timeout_s": learner.collective_timeout_s})
     return made
 
 
@@ -123,15 +126,22 @@ class CountFaults(RLlibCallback):
 
     def on_sample_end(self, *, env_runner: Any, metrics_logger: Any, samples: Any, **kwargs: Any) -> None:
         """After each fragment."""
-        env = env_runner.env
-        while env is not None and not isinstance(env, VectorAGDC):
-            env = getattr(env, "env", None)
-        if env is None:
-            return
-        now = Counter(env.detector.faults())
+        now: Counter[str] = Counter()
+        for detector in _detectors(env_runner):
+            now.update(detector.faults())
         for name, total in now.items():
             metrics_logger.log_value(f"belief_{name}", total - self._before[name], reduce="lifetime_sum")
         self._before = now
+
+
+def _detectors(env_runner: Any) -> Iterator[GoalDetector]:
+    """Those of its environment's wrapper, and of its connectors."""
+    env = env_runner.env
+    while env is not None:
+        if isinstance(env, VectorAGDC):
+            yield env.detector
+        env = getattr(env, "env", None)
+    yield from (piece.detector for piece in getattr(env_runner, "_env_to_module", None) or () if isinstance(piece, DetectGoals))
 
 
 class TrainedPolicy:

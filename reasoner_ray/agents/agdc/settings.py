@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reasoner_ray.envs.object_search.settings import ObjectSearchConfig
 from reasoner_ray.envs.source_term.settings import SensorConfig, SourceTermConfig
@@ -53,6 +54,12 @@ class FeedbackConfig(Section):
     information: float = Field(0.0, ge=0, description="times the fall of log(spread) in a step: what was learnt")
     patience: int = Field(1, ge=1, description="steps in a row for which the rule must hold")
     min_steps: int = Field(0, ge=0, description="steps before which no agent ends its episode")
+
+    @model_validator(mode="after")
+    def _possible(self) -> FeedbackConfig:
+        if not all(math.isfinite(value) for value in (self.stop, self.step, self.information)):
+            raise ValueError("stop, step, information: must be finite")
+        return self
 
 
 class CalibrationConfig(Section):
@@ -138,6 +145,19 @@ def _object_search_problems(agdc: AgdcConfig) -> list[str]:
     return problems
 
 
+def _cessation_problems(agdc: AgdcConfig) -> list[str]:
+    """An agent that could never end an episode, or a fit that nothing reads."""
+    problems = []
+    steps = {"source_term": agdc.environment.max_steps, "object_search": agdc.objects.max_steps}.get(agdc.problem)
+    for key in ("patience", "min_steps"):
+        wanted = getattr(agdc.feedback, key)
+        if agdc.detect and steps is not None and wanted > steps:
+            problems.append(f"agdc.feedback.{key}: {wanted} steps are more than an episode has ({steps}), so no agent could ever end one")
+    if agdc.cessation.calibration is not None and agdc.cessation.rule != "calibrated":
+        problems.append(f"agdc.cessation.calibration: rule {agdc.cessation.rule} reads none; set agdc.cessation.rule=calibrated")
+    return problems
+
+
 _OF_PROBLEM: dict[str, Callable[[AgdcConfig], list[str]]] = {
     "source_term": _source_term_problems,
     "object_search": _object_search_problems,
@@ -147,7 +167,7 @@ _OF_PROBLEM: dict[str, Callable[[AgdcConfig], list[str]]] = {
 def agdc_problems(config: JobConfig) -> list[str]:
     """Every combination of keys that kind agdc cannot work with, each as one sentence."""
     agdc = config.agdc
-    problems = _OF_PROBLEM.get(agdc.problem, lambda _: [])(agdc)
+    problems = [*_OF_PROBLEM.get(agdc.problem, lambda _: [])(agdc), *_cessation_problems(agdc)]
     if agdc.learner == "rllib" and config.learner.zero_stage:
         problems.append("learner.zero_stage: RLlib's own learner has none; set agdc.learner=deepspeed")
     if config.learner.zero_stage == 3:

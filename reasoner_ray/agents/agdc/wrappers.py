@@ -92,6 +92,8 @@ class Ceasing(VectorWrapper):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
             raise ConfigError(f"AGDC wraps vector environments in autoreset mode NEXT_STEP, not {mode}")
+        self.seeded: Any = None
+        """The seed of the newest ``reset`` that had one, until someone who watches has taken it."""
         self._ceased = np.zeros(env.num_envs, dtype=bool)  # and unknown to the environment
         self._over = np.zeros(env.num_envs, dtype=bool)
 
@@ -103,6 +105,7 @@ class Ceasing(VectorWrapper):
         """Begin all episodes, or those of ``options["reset_mask"]``."""
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
         self._ceased, self._over = self._ceased & ~mask, self._over & ~mask
+        self.seeded = self.seeded if seed is None else seed
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -137,7 +140,7 @@ class VectorAGDC(VectorWrapper):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin all episodes, or those of ``options["reset_mask"]``, and their beliefs."""
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool)))
-        self.detector.seed(seed if isinstance(seed, int) else None)
+        self.detector.seed(seed)
         observation, infos = self.env.reset(seed=seed, options=options)
         features = self.detector.begin(torch.as_tensor(mask), _tensor(observation))
         self._over &= ~mask

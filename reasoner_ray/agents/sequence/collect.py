@@ -42,7 +42,7 @@ def collect(config: JobConfig) -> dict[str, float]:
     """Play ``sequence.collect`` and write the data set; figures of what was played. Raises ``ReasonerError``."""
     settings, world = config.sequence.collect, config.sequence.world
     if config.kind != "sequence":
-        raise ConfigError(f"kind: {config.kind} has no sequence.world to play in; `reasoner collect` takes jobs of kind sequence")
+        raise ConfigError(f"kind: {config.kind} has no sequence.world to play in; `reasoner collect` takes jobs of kind sequence or rl")
     if settings.out is None:
         raise ConfigError("sequence.collect.out: name the folder of the data set, for example runs/data/key-to-door-random-v0")
     check_new(Path(settings.out))

@@ -14,18 +14,21 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.registry import register_env
 
 from reasoner_ray.agents.agdc.cessation import make_rule
-from reasoner_ray.agents.agdc.connectors import detect_goals
+from reasoner_ray.agents.agdc.connectors import DetectGoals, detect_goals
+from reasoner_ray.agents.agdc.rllib import CountFaults
 from reasoner_ray.agents.agdc.settings import CessationConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.wrappers import Ceasing
 from reasoner_ray.errors import ConfigError
-from tests.agents.agdc.test_detection import Broken, Deaf
+from tests.agents.agdc.test_detection import Broken, Deaf, Drawn
 from tests.agents.agdc.toy import Coin, CoinBelief
 
 RULE = make_rule(CessationConfig(rule="spread", threshold=0.12))
 FEEDBACK = FeedbackConfig(stop=20, information=2)
 
 
-def runner(wrap: bool, envs: int = 3, coin: type[Coin] = Coin, belief: type[CoinBelief] = CoinBelief) -> SingleAgentEnvRunner:
+def runner(
+    wrap: bool, envs: int = 3, coin: type[Coin] = Coin, belief: type[CoinBelief] = CoinBelief, index: int = 0
+) -> SingleAgentEnvRunner:
     def make(context: Any) -> Any:
         vector = SyncVectorEnv([coin] * int(context.get("num_envs", 1)))
         return Ceasing(vector) if wrap else vector
@@ -38,7 +41,8 @@ def runner(wrap: bool, envs: int = 3, coin: type[Coin] = Coin, belief: type[Coin
         gym_env_vectorize_mode=gymnasium.VectorizeMode.VECTOR_ENTRY_POINT,
         env_to_module_connector=detect_goals(belief, RULE, FEEDBACK),
     )
-    return SingleAgentEnvRunner(config=config)
+    config.callbacks(CountFaults)
+    return SingleAgentEnvRunner(config=config, worker_index=index)
 
 
 def test_a_runner_records_features_feedback_and_endings() -> None:
@@ -62,6 +66,22 @@ def test_a_runner_records_features_feedback_and_endings() -> None:
     assert any(episode.is_terminated for episode in found)
     assert max(lengths) <= 60
     assert len(set(lengths)) > 1
+
+
+def test_beliefs_of_two_runners_draw_other_numbers_and_repeat_with_the_seed() -> None:
+    seeds = []
+    for index in (1, 2, 1):
+        made = runner(wrap=True, belief=Drawn, index=index)
+        made.sample(num_timesteps=6, random_actions=True)
+        (piece,) = (piece for piece in made._env_to_module if isinstance(piece, DetectGoals))
+        seeds.append(piece.detector.belief.seeded)  # type: ignore[attr-defined]
+    assert seeds[0] != seeds[1] and seeds[0] == seeds[2]
+
+
+def test_what_connectors_count_is_logged() -> None:
+    made = runner(wrap=True, coin=Broken, belief=Deaf)
+    made.sample(num_episodes=4, random_actions=False)
+    assert made.get_metrics()["belief_unreadable"] > 0
 
 
 def test_an_environment_that_nobody_can_end_is_refused() -> None:

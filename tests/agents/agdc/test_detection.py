@@ -54,6 +54,7 @@ def test_rules_by_hand() -> None:
         ("spread", 0.0, r"threshold: 0\.0 can never be met by rule spread"),
         ("spread", (0.1, 0.2), r"can never be met by rule spread"),
         ("spread", math.nan, r"threshold: nan can never be met by rule spread"),
+        ("spread", math.inf, r"rule spread always holds below inf"),
         ("deviation", (0.1, -1.0), r"no deviation is below"),
         ("deviation", (0.1, math.nan), r"no deviation is below"),
         ("deviation", math.nan, r"no deviation is below"),
@@ -214,6 +215,17 @@ def test_a_belief_draws_other_numbers_than_its_environment() -> None:
     assert len({first, belief.seeded, 7, 8}) == 4
     env.reset(seed=7)
     assert belief.seeded == first, "a seed repeats it"
+
+
+def test_a_seed_of_each_episode_repeats_beliefs_too() -> None:
+    belief = Drawn(2)
+    env = VectorAGDC(SyncVectorEnv([Coin] * 2), belief, rule("never"), FeedbackConfig())
+    seeds = []
+    for seed in ([1, 2], [1, 2], [1, 3], 1, 1, [None, None]):
+        env.reset(seed=seed)
+        seeds.append(belief.seeded)
+    assert seeds[0] == seeds[1] and seeds[3] == seeds[4] == seeds[5], "the same again; none leaves it"
+    assert len({seeds[0], seeds[2], seeds[3]}) == 3
 
 
 def test_infos_of_those_who_go_on_survive_another_ones_end() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from reasoner_ray.agents.agdc import belief as belief_module
 from reasoner_ray.agents.agdc.cessation import make_rule
 from reasoner_ray.agents.agdc.settings import BeliefConfig, CessationConfig, FeedbackConfig
 from reasoner_ray.agents.agdc.source_belief import SourceBelief
 from reasoner_ray.agents.agdc.wrappers import AGDC
 from reasoner_ray.envs.source_term.environment import SourceTerm
+from reasoner_ray.envs.source_term.plume import concentration
 from reasoner_ray.envs.source_term.settings import SourceTermConfig
 from reasoner_ray.errors import ConfigError
 
@@ -82,6 +84,30 @@ def test_for_an_estimate_that_is_unknown_stands_the_middle_of_its_range(place: i
     assert torch.equal(found.features(), other.features())
     assert torch.isfinite(found.features()).all()
     assert (faults(found), faults(other)) == ({"unknown": 1}, {})
+
+
+def test_a_start_on_top_of_the_source_makes_beliefs_sure_of_the_right_place() -> None:
+    """A single reading is worth thousands of nats there: a belief that took it in too fast would be a point somewhere."""
+    place = torch.tensor([[10.0, 10.0]])
+    source = torch.tensor([[10.0, 10.0, 0.0, 5.0, 2.0, math.radians(45), 2.0, 10.0]])
+    reading = float(concentration(source, torch.tensor([[10.0, 10.0, 0.0]]))[0])
+    assert reading > 1000
+    n = 32
+    found = SourceBelief(BeliefConfig(particles=300), SourceTermConfig(), n, seed=1)
+    observation = torch.cat([place, torch.tensor([[reading, *FINE[0, 3:].tolist()]])], dim=-1).expand(n, 7)
+    found.reset(torch.ones(n, dtype=torch.bool), observation)
+    assert float(found.filter.effective_size.min()) > 100
+    sure = make_rule(CessationConfig(rule="spread", threshold=0.5)).wants(found.summary())
+    error = torch.linalg.vector_norm(found.summary().mean[:, :2] - place, dim=-1)
+    assert bool(sure.any()) and float(error[sure].max()) < 0.5
+    assert faults(found) == {}
+
+
+def test_a_stage_that_leaves_too_few_particles_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(belief_module, "SMALLEST_SHARE", 0.5)
+    found = belief()
+    found.reset(ONE, but(READING, 500.0))
+    assert faults(found)["collapsed"] > 0
 
 
 def test_a_belief_made_for_shorter_episodes_says_so() -> None:

@@ -100,6 +100,25 @@ def test_a_cell_where_an_object_was_found_holds_no_other() -> None:
             assert float(belief.occupied[0, cell]) > 0, "sharp eyes rule out nothing that is there"
 
 
+def test_an_observation_that_cannot_be_read_says_nothing() -> None:
+    env, belief = ObjectSearch(SMALL), ObjectBelief(SMALL, 1)
+    one = torch.ones(1, dtype=torch.bool)
+    shown = torch.as_tensor(env.reset(seed=0)[0])[None]
+    broken = shown.clone()
+    broken[0, 0] = torch.nan
+    belief.reset(one, broken)
+    prior = belief.left.clone()
+    assert torch.isfinite(belief.features()).all()
+    belief.update(one, shown)
+    known = belief.occupied.clone()
+    belief.update(one, broken)
+    assert torch.equal(belief.occupied, known) and not torch.equal(belief.left, prior)
+    everywhere = shown.clone()
+    everywhere[0, FIRST:] = 1.0
+    with pytest.raises(ConfigError, match=r"objects\.most: \d+ objects were found where at most 3 can lie"):
+        belief.update(one, everywhere)
+
+
 def test_the_environment_is_one_of_gymnasiums_and_stays_as_it_is() -> None:
     env = gymnasium.make("reasoner_ray.envs:reasoner_ray/ObjectSearch-v0", config={"size": 7, "view": 3}, render_mode="rgb_array")
     check_env(env.unwrapped, skip_render_check=True)

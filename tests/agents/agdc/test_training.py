@@ -248,6 +248,10 @@ def test_what_two_ranks_share_is_kept(ray_cluster: Any, tmp_path: Path) -> None:
             r"agdc\.belief\.device: .*object_search has none",
         ),
         (["agdc.belief.device=gpu"], r"agdc\.belief\.device: .*'cpu' or 'cuda'"),
+        (["agdc.feedback.patience=500"], r"agdc\.feedback\.patience: 500 steps are more than an episode has \(200\)"),
+        (["agdc.feedback.min_steps=201"], r"agdc\.feedback\.min_steps: 201 steps are more"),
+        (["agdc.feedback.stop=.inf"], r"agdc\.feedback: .*must be finite"),
+        (["agdc.cessation.calibration=fit.json"], r"agdc\.cessation\.calibration: rule spread reads none"),
         (["agdc.environment.speed=.inf"], r"agdc\.environment\.speed: .*finite number"),
         (["agdc.environment.scene.width=0"], r"agdc\.environment\.scene\.width: .*greater than 0"),
         (["agdc.belief.particels=3"], r"particels: unknown key; did you mean agdc\.belief\.particles"),
@@ -261,6 +265,10 @@ def test_what_cannot_work_is_refused_when_the_job_is_read(overrides: list[str], 
 def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"agdc\.settings: ppo of RLlib does not take them: .*lambada"):
         train(job(tmp_path, "ppo", "agdc.settings.lambada=1"))
+    with pytest.raises(ConfigError, match=r"agdc\.settings: ppo of RLlib does not take them: .*minibatch_size"):
+        train(job(tmp_path, "ppo", "agdc.settings.minibatch_size=9999"))
+    with pytest.raises(ConfigError, match=r"agdc\.policy is for `reasoner eval`"):
+        train(job(tmp_path, "ppo", "agdc.policy=dcee"))
     with pytest.raises(ConfigError, match=r"threshold: 0\.0 can never be met"):
         train(job(tmp_path, "ppo", "agdc.cessation.threshold=0.0"))
     with pytest.raises(ModelError, match="no trained policy at"):
