@@ -290,11 +290,11 @@ def test_a_run_goes_on_with_the_ranks_that_share_its_optimiser(tmp_path: Path) -
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    config = job(tmp_path, "ppo", "agdc.belief.device=cuda", "agdc.policy=dcee")
+    config = job(tmp_path, "ppo", "agdc.belief.device=cuda")
     with pytest.raises(ConfigError, match=r"agdc\.belief\.device: cuda, but PyTorch sees no GPU"):
         train(config)
     with pytest.raises(ConfigError, match=r"agdc\.belief\.device"):
-        evaluate(config)
+        evaluate(job(tmp_path, "ppo", "agdc.belief.device=cuda", "agdc.policy=dcee"))
     with pytest.raises(ConfigError, match=r"agdc\.belief\.device"):
         make_search({**algorithm_config(config).env_config, "num_envs": 2})
     assert not config.run_dir.exists()
