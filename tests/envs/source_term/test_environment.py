@@ -189,3 +189,13 @@ def test_pictures_show_way_and_particles_and_make_a_gif(tmp_path: Path) -> None:
     write_gif([f for f in frames if f is not None], tmp_path / "a" / "search.gif")
     with Image.open(tmp_path / "a" / "search.gif") as gif:
         assert gif.n_frames == 2  # type: ignore[attr-defined]
+
+
+def test_the_reward_may_be_what_a_move_gained_on_the_source() -> None:
+    config = SourceTermConfig.model_validate({"start": (10, 10), "scene": {"x": (13, 13), "y": (14, 14)}, "reward": "approach"})
+    core = SourceTermBatch(config, 4)
+    core.reset(seeds=[0, 1, 2, 3])
+    reward = core.step(torch.arange(4)).reward
+    after = torch.linalg.vector_norm(core.position - torch.tensor([13.0, 14.0]), dim=-1)
+    assert reward.tolist() == pytest.approx((5.0 - after).tolist(), abs=1e-5)
+    assert (reward > 0).sum() == 2, "two of four moves lead nearer"
