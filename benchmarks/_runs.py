@@ -15,6 +15,9 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 FREE = ("name", "out", "trainer.steps", "tracking")
 """What may differ: where a run lies, how long it is, how it is watched."""
 
+BY_DATA = ("sft", "prm", "value")
+"""Kinds whose number of steps follows from their data, not from ``trainer.steps``."""
+
 
 def trained(job: Path, options: list[str], grows: bool = True) -> Path:
     """The folder of the finished run of ``job`` with ``options``; `reasoner train` in a process of its own where it is not there.
@@ -24,7 +27,7 @@ def trained(job: Path, options: list[str], grows: bool = True) -> Path:
     """
     config = load_config(job, options)
     run, wanted, steps = config.run_dir, config.trainer.steps, steps_of(config)
-    if steps == wanted:
+    if steps == wanted or (steps and config.kind in BY_DATA):
         print(f"{run} is finished already")
         return run
     if steps and not (grows and steps < wanted and config.learner.lr_schedule == "constant"):

@@ -36,3 +36,28 @@ def test_a_job_trains_from_end_to_end(job: str, package: str, own: list[str], ti
         assert not [name for name in r if name.startswith("faults/environment")], "an environment failed"
         if job == "data_science":
             assert r["episode/return"] == pytest.approx(-r["episode/turns"]), "a tiny random model writes no program: -1 a try"
+
+
+@pytest.mark.long
+def test_scored_episodes_are_recorded_learnt_and_asked_for(tiny_model_dir: Path, tmp_path: Path) -> None:
+    data, rl = tmp_path / "episodes.jsonl", JOBS / "tomato_salad.yaml"
+    same = ["model.dtype=float32", f"out={tmp_path}", "tracking.wandb=off", "rollout.max_turns=4"]
+
+    def reasoner(command: str, job: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "reasoner_ray.cli", command, str(job), *same, *options]
+        return subprocess.run(line, capture_output=True, text=True, timeout=560)
+
+    collect = [f"model.path={tiny_model_dir}", f"rollout.collect.out={data}", "rollout.collect.tasks=3", "trainer.samples_per_task=2"]
+    done = reasoner("collect", rl, *collect)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    assert "episodes: 6\n" in done.stdout and len(records) == 24 and len({r["id"] for r in records}) == 24
+    assert all(0 < r["start"] < len(r["tokens"]) == r["ends"][-1] for r in records)
+    assert reasoner("collect", rl, *collect).returncode == 1, "what is there is not written over"
+
+    taught = JOBS / "tomato_salad_conditioned.yaml"
+    learn = [f"supervised.data=[{data}]", "supervised.batch=8", "supervised.max_steps=2", "trainer.eval_samples=2", "name=run"]
+    done = reasoner("train", taught, f"model.path={tiny_model_dir}", *learn)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    done = reasoner("eval", taught, "trainer.eval_samples=2", f"model.path={tmp_path / 'run' / 'model'}")
+    assert done.returncode == 0 and "eval/discounted_return" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
