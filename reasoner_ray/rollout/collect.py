@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -22,26 +22,10 @@ from reasoner_ray.trainer.launch import check_resources, connect, load_task
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
-    from reasoner_ray.trainer.parts import GroupResult
+    from reasoner_ray.trainer.parts import Judges, Plays
     from reasoner_ray.trajectory import Trajectory
 
 RESUME = "collect with the settings it was begun with, or delete it"
-
-
-class Rollouts(Protocol):
-    """What collecting asks of the rollout pool."""
-
-    def submit(self, item: Item, group_id: str, n: int) -> Any: ...
-
-    async def finish(self, call: Any) -> GroupResult: ...
-
-
-class Scorers(Protocol):
-    """What it asks of the scorer pool."""
-
-    async def score(self, result: GroupResult, item: Item) -> GroupResult: ...
-
-    async def fetch(self, result: GroupResult) -> tuple[list[Trajectory], dict[str, Any]]: ...
 
 
 def collect(config: JobConfig) -> dict[str, float]:
@@ -98,7 +82,7 @@ async def _collect(config: JobConfig, groups: dict[str, Item], journal: Journal,
 
 
 async def play_all(
-    rollouts: Rollouts, scorers: Scorers, groups: dict[str, Item], config: JobConfig, journal: Journal, progress: Counter
+    rollouts: Plays, scorers: Judges, groups: dict[str, Item], config: JobConfig, journal: Journal, progress: Counter
 ) -> None:
     """Every group, as many at once as the engines take; each is in the journal as soon as it is scored. The first error ends it."""
     slots = asyncio.Semaphore(config.rollout.workers * config.rollout.max_groups_per_worker)

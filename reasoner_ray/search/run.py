@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -25,7 +25,7 @@ from reasoner_ray.search.results import RESULTS_FILE, ResultsFile, make_record, 
 from reasoner_ray.search.settings import StoppingConfig
 from reasoner_ray.search.stopping import Calibration, calibrate
 from reasoner_ray.trainer.launch import IfExists, check_resources, connect, load_task
-from reasoner_ray.trainer.parts import GroupResult
+from reasoner_ray.trainer.parts import Judges, Plays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,29 +36,13 @@ FOLDER = "search"
 """Where a run's folder holds its search."""
 
 
-class Rollouts(Protocol):
-    """What a run of searches asks of the rollout pool."""
-
-    def submit(self, item: Item, group_id: str, n: int) -> Any: ...
-
-    async def finish(self, call: Any) -> GroupResult: ...
-
-
-class Scorers(Protocol):
-    """What it asks of the scorer pool."""
-
-    async def score(self, result: GroupResult, item: Item) -> GroupResult: ...
-
-    async def fetch(self, result: GroupResult) -> Any: ...
-
-
 class SearchRun:
     """The items of a run that have no line yet, many at once; each line is written when its search has ended."""
 
     def __init__(
         self,
-        rollouts: Rollouts,
-        scorers: Scorers,
+        rollouts: Plays,
+        scorers: Judges,
         file: ResultsFile,
         *,
         in_flight: int,

@@ -24,6 +24,30 @@ class GroupResult:
     summary: dict[str, Any]
 
 
+class Plays(Protocol):
+    """What work on items one by one (searches, collecting) asks of the rollout pool."""
+
+    def submit(self, item: Item, group_id: str, n: int) -> Any:
+        """Hand a group to an engine; returns a call that ``finish`` awaits."""
+        ...
+
+    async def finish(self, call: Any) -> GroupResult:
+        """Wait for a group."""
+        ...
+
+
+class Judges(Protocol):
+    """What the same asks of the scorer pool."""
+
+    async def score(self, result: GroupResult, item: Item) -> GroupResult:
+        """Add rewards."""
+        ...
+
+    async def fetch(self, result: GroupResult) -> Any:
+        """A group's trajectories and its summary."""
+        ...
+
+
 class Rollouts(Protocol):
     """Generates groups of trajectories; survives the death of an engine."""
 
