@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ def trained(job: Path, options: list[str], grows: bool = True) -> Path:
     if code := subprocess.run([sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *options, *how]).returncode:
         raise SystemExit(f"the run in {run} failed with exit code {code}; see what it printed above")
     return run
+
+
+def kept(file: Path, settings: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What ``make`` gives (plain data), from ``file`` where it was made with the same ``settings`` before.
+
+    Raises ``ConfigError`` where it was made with others.
+    """
+    if not file.is_file():
+        file.write_text(json.dumps({"settings": settings, "made": make()}, indent=1))
+    found = json.loads(file.read_text())
+    wanted = json.loads(json.dumps(settings))
+    if differ := sorted(key for key in found["settings"].keys() | wanted.keys() if found["settings"].get(key) != wanted.get(key)):
+        named = ", ".join(f"{key}: {found['settings'].get(key)}, not {wanted.get(key)}" for key in differ)
+        raise ConfigError(f"{file} was made otherwise ({named}); delete it and what was made from it, or take another folder with --out")
+    return found["made"]
 
 
 def steps_of(config: JobConfig) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from benchmarks._record import record
-from benchmarks._runs import trained
+from benchmarks._runs import kept, trained
 from reasoner_ray.config import load_config
 from reasoner_ray.errors import ReasonerError
 from reasoner_ray.prm.conditioning import control_text
@@ -30,21 +30,23 @@ JOBS = Path(__file__).parent.parent / "jobs" / "agents"
 def collected(job: Path, seed: int, args: argparse.Namespace) -> Path:
     """The records of a seed's episodes, played where they are not there yet. Raises ``SystemExit`` where that fails."""
     file: Path = args.out / f"episodes-seed{seed}.jsonl"
-    if not file.is_file():
+
+    def play() -> str:
         how = [f"rollout.collect.{key}={value}" for key, value in (("out", file), ("gamma", args.gamma), ("tasks", args.tasks))]
         command = [sys.executable, "-m", "reasoner_ray.cli", "collect", str(job), f"seed={seed}", *how, *args.set]
         if code := subprocess.run([*command, f"trainer.samples_per_task={args.samples}"]).returncode:
             raise SystemExit(f"collecting {file} failed with exit code {code}; see what it printed above")
-    return file
+        return file.name
+
+    settings = {"job": job.stem, **{key: getattr(args, key) for key in ("gamma", "tasks", "samples", "set")}}
+    return Path(args.out / kept(args.out / f"episodes-seed{seed}.json", settings, play))
 
 
 def played(job: Path, name: str, options: list[str], args: argparse.Namespace) -> dict[str, float]:
-    """Figures of --episodes sampled episodes, kept in OUT/NAME.json."""
-    file: Path = args.out / f"{name}-{args.episodes}.json"
-    if not file.is_file():
-        config = load_config(job, [*options, *args.set, f"trainer.eval_samples={args.episodes}", "trainer.eval_tasks=1"])
-        file.write_text(json.dumps(evaluate(config), indent=1))
-    found: dict[str, float] = json.loads(file.read_text())
+    """Figures of --episodes sampled episodes, kept in OUT. Raises ``ConfigError`` where others lie there."""
+    config = load_config(job, [*options, *args.set, f"trainer.eval_samples={args.episodes}", "trainer.eval_tasks=1"])
+    settings = {"job": job.stem, "options": options, "episodes": args.episodes, "set": args.set}
+    found: dict[str, float] = kept(args.out / f"played-{name}.json", settings, lambda: evaluate(config))
     print(f"{name}: success {found['eval/success']:.3f}, return {found['eval/discounted_return']:.3f}", flush=True)
     return found
 
