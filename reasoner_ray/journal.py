@@ -57,9 +57,7 @@ class Journal:
         return lines
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        write_line(self._file, record)
 
     def _drop_torn_line(self) -> None:
         """Cut off what follows the last line end."""
@@ -84,6 +82,18 @@ def open_locked(path: Path) -> BinaryIO:
         file.close()
         raise CheckpointError(f"{path} is in use: another process is writing it") from error
     return file
+
+
+def as_line(record: Any) -> bytes:
+    """A line of JSON in UTF-8. Half a surrogate pair, which a tokenizer may write, is no UTF-8: it becomes JSON's escape of it."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def write_line(file: BinaryIO, record: dict[str, Any]) -> None:
+    """Append a record; it is on the disk when this returns."""
+    file.write(as_line(record))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

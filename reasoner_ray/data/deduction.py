@@ -124,6 +124,12 @@ class DeductionTask(DrawnTask):
             raise ConfigError(f"task.args.distractors: must be in 1..20 (got {distractors})")
         self._hops, self._distractors = (hops[0], hops[1]), distractors
 
+    def read_answer(self, text: str) -> str:
+        """What votes among solutions: ``true`` or ``false`` as the scorer reads it; '' where the text does not say."""
+        from reasoner_ray.scoring.deduction import final_truth  # scorers import the tasks
+
+        return final_truth(text) or ""
+
     def check_steps(self, item: Item, steps: Sequence[str]) -> list[bool]:
         """Exact labels of steps: see ``check_proof``."""
         return check_proof(steps, item.info["context"], item.answer == "true")

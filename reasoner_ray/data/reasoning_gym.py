@@ -43,6 +43,12 @@ class ReasoningGymTask(GeneratedTask):
         self._sizes = (train_size, held_out_size)
         make_dataset(dataset, self._config, seed=0, size=1)  # refuses unknown names and knobs before a job starts
 
+    def read_answer(self, text: str) -> str:
+        """What votes among solutions: what the scorer judges unless it is told otherwise, the last ``<answer>`` block; '' for none."""
+        from reasoner_ray.scoring.reasoning_gym import extract_answer  # scorers import the tasks
+
+        return extract_answer(text) or ""
+
     def _make(self, *, held_out: bool) -> list[Item]:
         split, number = ("held_out", 1) if held_out else ("train", 0)
         items = self._items(split, self._seeds[number], self._sizes[number])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,11 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from reasoner_ray.journal import entries, open_locked
+from reasoner_ray.journal import as_line, entries, open_locked
 
 JOURNAL = "questions.jsonl"
 ROWS = 1000
 """Solutions of a row group of Parquet."""
+COSTS = ("generated", "prompt", "prompt_computed")
+"""Of a question's costs in tokens, those that its records hold."""
 
 
 def remove_labels(folder: Path) -> None:
@@ -26,11 +27,16 @@ def remove_labels(folder: Path) -> None:
 
 
 def solutions(path: Path) -> Iterator[dict[str, Any]]:
-    """A record for each solution with a label that is known: what ``kind: prm`` and ``kind: value`` train on."""
+    """A record for each solution with a label that is known: what ``kind: prm`` and ``kind: value`` train on.
+
+    ``cost`` is what all labels of its question cost, in tokens; ``exact`` the task's own word on the steps, None where it has none.
+    """
     for question in entries(path):
+        cost = {name: question["cost"][name] for name in COSTS} if "cost" in question else None
         for number, solution in enumerate(question.get("solutions", ())):
             if any(label is not None for label in solution["labels"]):
-                yield {"id": f"{question['id']}/{number}", "question": question["id"], "prompt": question["prompt"], **solution}
+                about = {"id": f"{question['id']}/{number}", "question": question["id"], "prompt": question["prompt"], "cost": cost}
+                yield {**about, "exact": None, **solution}
 
 
 def export(journal: Path, kind: Literal["jsonl", "parquet"]) -> Path:
@@ -40,8 +46,8 @@ def export(journal: Path, kind: Literal["jsonl", "parquet"]) -> Path:
     if kind == "parquet":
         _write_parquet(aside, solutions(journal))
     else:
-        with aside.open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in solutions(journal))
+        with aside.open("wb") as out:
+            out.writelines(map(as_line, solutions(journal)))
             out.flush()
             os.fsync(out.fileno())
     aside.replace(target)
@@ -56,7 +62,17 @@ def _write_parquet(path: Path, records: Iterator[dict[str, Any]]) -> None:
     columns = {"id": text, "question": text, "prompt": text, "tokens": ids, "start": pa.int32(), "ends": ids, "steps": pa.list_(text)}
     columns |= {"labels": numbers, "soft": numbers, "hard": pa.list_(pa.bool_())}
     columns |= {"first_error": pa.int32(), "right": pa.bool_(), "reward": pa.float32()}
+    columns |= {"exact": pa.list_(pa.bool_()), "cost": pa.struct(dict.fromkeys(COSTS, pa.int64()))}
     schema = pa.schema(columns)
     with pq.ParquetWriter(path, schema) as writer:
         while rows := list(islice(records, ROWS)):
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            writer.write_table(pa.Table.from_pylist([_in_utf8(row) for row in rows], schema=schema))
+
+
+def _in_utf8(value: Any) -> Any:
+    """Plain data with half surrogate pairs written out, as JSON has them: Parquet takes UTF-8 alone."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _in_utf8(each) for key, each in value.items()}
+    return [_in_utf8(each) for each in value] if isinstance(value, list) and value and isinstance(value[0], str) else value

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from reasoner_ray.steps import Partial
 
 Format = Literal["auto", "reasoner", "qwen", "math_shepherd", "judge"]
+MATH_SHEPHERD = "math-shepherd-mistral-7b-prm"
+"""What the name of Math-Shepherd's public checkpoint ends with, on the hub (peiyi9979/...) and as a folder."""
 _RESTARTS = 10  # times Ray brings back an actor that died and runs its calls again: scoring has no side effects
 _STARTS = 3  # times the actors are brought up anew after that
 _CALLS_AT_ONCE = 1000  # calls wait for their batch, they do not compute
@@ -36,7 +38,7 @@ class StepModelSpec:
 
     model: str
     policy: str  # the model whose tokens are scored
-    format: Format = "auto"  # auto: a folder that was trained here, or Qwen2.5-Math-PRM's
+    format: Format = "auto"  # auto: a folder that was trained here, Qwen2.5-Math-PRM's, or Math-Shepherd's by its name
     question: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     tokens_per_microbatch: int = 8192
@@ -62,12 +64,11 @@ def load_step_model(spec: StepModelSpec) -> StepModel:
 
     folder, kind = resolve_model(spec.model), spec.format
     if kind == "auto":
-        architectures = read_config(folder).get("architectures") or []
-        kind = "reasoner" if has_head(folder) else "qwen" if any("ProcessRewardModel" in a for a in architectures) else "auto"
+        kind = "reasoner" if has_head(folder) else _public_format(spec.model, read_config(folder).get("architectures") or [])
     if kind == "auto":
         raise ModelError(
-            f"{spec.model}: neither a folder that kind: prm or kind: value wrote nor a model of Qwen2.5-Math-PRM's format; "
-            "set the scorer's args.format to math_shepherd, or to judge for a chat model that is asked"
+            f"{spec.model}: neither a folder that kind: prm or kind: value wrote nor a model of Qwen2.5-Math-PRM's format, nor "
+            f"{MATH_SHEPHERD} by its name; set the scorer's args.format to math_shepherd, or to judge for a chat model that is asked"
         )
     if kind == "reasoner":
         _check_same_tokenizer(spec)
@@ -77,6 +78,13 @@ def load_step_model(spec: StepModelSpec) -> StepModel:
         spec.model, spec.policy, question=spec.question, dtype=spec.dtype, tokens_per_microbatch=spec.tokens_per_microbatch
     )
     return model
+
+
+def _public_format(name: str, architectures: Sequence[str]) -> Format:
+    """By what the model says of itself, else by its name: Math-Shepherd's says only that it is a Mistral. ``auto`` where unknown."""
+    if any("ProcessRewardModel" in architecture for architecture in architectures):
+        return "qwen"
+    return "math_shepherd" if name.rstrip("/").lower().endswith(MATH_SHEPHERD) else "auto"
 
 
 def _check_same_tokenizer(spec: StepModelSpec) -> None:

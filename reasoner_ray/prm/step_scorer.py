@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class PrmStepScorer:
     """Scores of a process reward model, a value model, or a judge, loaded once in Ray actors that the whole job shares.
 
-    ``model`` is a folder that ``kind: prm`` or ``kind: value`` wrote, a checkpoint of Qwen2.5-Math-PRM's format, or with
-    ``format`` math_shepherd or judge another model; ``question`` is the regular expression that finds the question in the
-    policy's prompt, for models that read text. See ``StepModelSpec``.
+    ``model`` is a folder that ``kind: prm`` or ``kind: value`` wrote, a checkpoint of Qwen2.5-Math-PRM's format, Math-Shepherd's
+    (``peiyi9979/math-shepherd-mistral-7b-prm``), or with ``format`` math_shepherd or judge another model; ``question`` is the
+    regular expression that finds the question in the policy's prompt, for models that read text. See ``StepModelSpec``.
     """
 
     name = "prm"

@@ -29,17 +29,23 @@ def figures_of(phase: Phase) -> dict[str, float]:
         report = json.loads((folder / "labels" / "report.json").read_text())
         found = {key: float(value) for key, value in report.items() if isinstance(value, int | float)}
     else:
-        found = search_figures(folder / "search", judged=phase.name.startswith("judged"))
+        right_from = phase.config.search.right_from
+        found = search_figures(folder / "search", judged=phase.name.startswith("judged"), right_from=right_from)
     return {f"{name}/{key}": value for key, value in found.items()}
 
 
-def search_figures(folder: Path, *, judged: bool) -> dict[str, float]:
-    """Accuracy and what it cost; ``judged``: also how the scores of all solutions go with the truth (``process_metrics``)."""
+def search_figures(folder: Path, *, judged: bool, right_from: float = 1.0) -> dict[str, float]:
+    """Accuracy and what it cost; ``judged``: also how the scores of all solutions go with the truth (``process_metrics``).
+
+    Questions whose search failed are counted (``failed``) and in no share.
+    """
     summary, records = json.loads((folder / "summary.json").read_text()), read_results(folder / RESULTS_FILE)
     found = {name: summary["cost"][cost] for cost, name in COSTS.items()}
-    found |= {key: float(summary[key]) for key in ("accuracy", "standard_error", "unjudged", "unsolved") if key in summary}
-    judgements = [[s["correct"] for s in record["solutions"] if s["correct"] is not None] for record in records]
-    found["any_right"] = sum(any(value >= 1 for value in each) for each in judgements) / len(records)
+    found |= {key: float(summary[key]) for key in ("accuracy", "standard_error", "unjudged", "unsolved", "failed") if key in summary}
+    searched = [record for record in records if record.get("ended") != "failed"]
+    judgements = [[s["correct"] for s in record["solutions"] if s["correct"] is not None] for record in searched]
+    if judgements:
+        found["any_right"] = sum(any(value >= right_from for value in each) for each in judgements) / len(judgements)
     return found | (hacking_figures(records) if judged else {})
 
 

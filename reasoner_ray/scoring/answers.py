@@ -13,18 +13,37 @@ from reasoner_ray.scoring.graders import GraderPool
 
 COMPARE_SECONDS = 5.0
 """How long comparing two answers may take before its process is killed; they then count as different."""
-_ANSWER_IS = re.compile(r"(?:answer is:?|####)[ \t]*([^\n]+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"(answer is:?|####)[ \t]*([^\n]+)", re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+# A point before a space ends a sentence (3.5 holds none), unless it is that of a title before a name.
+_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s)|[?!](?=\s+[A-Z])")
 
 
 def final_answer(text: str) -> str:
-    """A solution's answer: its last box, else what follows the last ``answer is`` or ``####``, else its last line; '' for none."""
+    """A solution's answer; '' where it has none.
+
+    Its last box, else its last ``<answer>`` block, else what follows the last ``answer is`` until its sentence ends, or the last
+    ``####`` until its line does, else its last line.
+    """
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
+    tagged = tagged_answer(text)
+    if tagged is not None:
+        return tagged
     said = _ANSWER_IS.findall(text)
     lines = text.strip().splitlines()
-    last = str(said[-1]) if said else lines[-1] if lines else ""
+    last = lines[-1] if lines else ""
+    if said:
+        mark, last = said[-1]
+        last = last if mark == "####" else _SENTENCE_END.split(last, maxsplit=1)[0]
     return last.strip().removesuffix(".").strip()
+
+
+def tagged_answer(text: str) -> str | None:
+    """What the last ``<answer>`` block holds, trimmed; None where there is none."""
+    blocks = _TAGGED.findall(text)
+    return str(blocks[-1]).strip() if blocks else None
 
 
 def group_answers(answers: Sequence[str], *, mathematical: bool = True) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -11,9 +10,9 @@ from reasoner_ray.data.reasoning_gym import make_dataset
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.registry import suggest
+from reasoner_ray.scoring.answers import tagged_answer
 from reasoner_ray.scoring.base import Answer, AnswerScorer, register_scorer
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 EXTRACTIONS = ("tag", "last_line", "all")
 
 
@@ -31,18 +30,19 @@ class ReasoningGymScorer(AnswerScorer):
 
     def score(self, answer: Answer, item: Item) -> float:
         """0 where no answer can be extracted; an item of another task is an error (``KeyError``)."""
-        text = self._extracted(answer.text)
+        text = extract_answer(answer.text, self._extract)
         if text is None:
             return 0.0
         verifier = _verifier(item.info["dataset"], json.dumps(item.info["config"], sort_keys=True))
         return float(verifier.score_answer(text, item.info["entry"]))
 
-    def _extracted(self, text: str) -> str | None:
-        if self._extract == "tag":
-            blocks = _TAG.findall(text)
-            return blocks[-1].strip() if blocks else None
-        lines = text.strip().splitlines() if self._extract == "last_line" else [text]
-        return lines[-1].strip() if lines else None
+
+def extract_answer(text: str, how: str = "tag") -> str | None:
+    """What of ``text`` is judged, by one of ``EXTRACTIONS``; None where there is nothing."""
+    if how == "tag":
+        return tagged_answer(text)
+    lines = text.strip().splitlines() if how == "last_line" else [text]
+    return lines[-1].strip() if lines else None
 
 
 @lru_cache(maxsize=64)

@@ -54,6 +54,7 @@ class SearchResult:
     ended: Ended
     root: Node
     failure: ScorerGaveUp | None = None  # why there is no choice where the search failed
+    cut_samples: tuple[tuple[int, int], ...] = ()  # see ``Search``
 
     @property
     def chosen(self) -> Node | None:
@@ -86,6 +87,7 @@ class Search(Generic[S]):
     source: np.random.Generator
     scored: bool = True  # whether the method reads the scorer's values
     found: list[Solution] = field(default_factory=list)
+    cut_samples: list[tuple[int, int]] = field(default_factory=list)  # whole samples that a limit cut: place among all, tokens
     root: Node = field(init=False)
     _settled: bool = field(default=False, init=False)
 
@@ -145,7 +147,9 @@ class Search(Generic[S]):
     async def sample(self, n: int, *, temperature: float | None = None) -> None:
         """``n`` whole solutions from the prompt, as children of the root; those that a limit cut are no solutions."""
         nodes = await self.attach(self.root, await self.policy.complete(self.root.partial, n, temperature=temperature))
-        self.root.children = [*(self.root.children or []), *nodes]
+        before = self.root.children or []
+        self.cut_samples += [(len(before) + i, len(node.own_tokens)) for i, node in enumerate(nodes) if not node.terminal]
+        self.root.children = [*before, *nodes]
         await self.add(*(node for node in nodes if node.terminal))
 
     async def add(self, *nodes: Node) -> None:
@@ -173,10 +177,15 @@ class Method:
     run: Callable[[Search[Any]], Awaitable[None]]
     options: type[Section]
     answers: AnswersBy  # how it makes an answer of its solutions, unless ``search.answers`` says otherwise
-    scored: bool  # whether its way depends on the step scorer
+    scored: bool | Callable[[Any], bool]  # whether its way depends on the step scorer; a function of its settings where that decides
 
     def uses_scorer(self, config: SearchConfig) -> bool:
-        """Whether steps are scored: to guide the search, or because the answer is to be chosen by values."""
+        """Whether steps are scored: to guide the search, or because the answer is to be chosen by values.
+
+        A method whose settings decide has values of its own for its solutions where they say no.
+        """
+        if callable(self.scored):
+            return self.scored(self.settings(config.settings))
         return self.scored or config.answers in ("vote", "max")
 
     def settings(self, raw: dict[str, Any]) -> Section:
@@ -197,7 +206,9 @@ SEARCHES: Registry[Method] = Registry("search method", "search.method")
 Run = Callable[[Search[Any]], Awaitable[None]]
 
 
-def search_method(name: str, options: type[Section], *, answers: AnswersBy = "vote", scored: bool = True) -> Callable[[Run], Method]:
+def search_method(
+    name: str, options: type[Section], *, answers: AnswersBy = "vote", scored: bool | Callable[[Any], bool] = True
+) -> Callable[[Run], Method]:
     """Decorator: enter ``async def method(search)`` under ``name``; its settings are ``search.options``."""
 
     def enter(run: Run) -> Method:
@@ -209,14 +220,17 @@ def search_method(name: str, options: type[Section], *, answers: AnswersBy = "vo
 async def run_search(search: Search[Any], method: Method) -> SearchResult:
     """Search, and choose an answer. Raises ``ScoringError`` where the scorer's values do not fit, ``RequestAborted`` from the engine.
 
-    A search whose scorer gave a solution up is a result with a ``failure``: without its value the others' mean nothing.
+    A search whose scorer gave a solution up is a result with a ``failure``: without its value the others' mean nothing. Where a
+    budget ends it with nothing found, the solutions that its tree holds are found then, the most valuable first.
     """
     try:
         await method.run(search)
     except ScorerGaveUp as error:
         cost, found = search.meter.cost, tuple(search.found)
         return SearchResult(solutions=found, choice=None, unfinished=None, cost=cost, ended="failed", root=search.root, failure=error)
-    choice = None
+    ended, choice = search.ended, None
+    if ended != "done" and not search.found:
+        await search.add(*sorted((node for node in search.root.walk() if node.terminal), key=lambda node: -node.value))
     if search.found:
         await search.group()
         choice = choose_answer(
@@ -230,7 +244,8 @@ async def run_search(search: Search[Any], method: Method) -> SearchResult:
         choice=choice,
         unfinished=None if search.found else _best_unfinished(search.root),
         cost=search.meter.cost,
-        ended=search.ended,
+        ended=ended,
+        cut_samples=tuple(search.cut_samples),
         # A method may begin with new trees; the chosen solution's is the one to look at.
         root=search.found[choice.index].node.path[0] if choice is not None else search.root,
     )
@@ -242,6 +257,6 @@ def path_likelihood(node: Node) -> float:
 
 
 def _best_unfinished(root: Node) -> Node | None:
-    """The longest way that was gone, the best one where several are as long; None where no step was ever made."""
+    """The most valuable way that was gone, the longest where several are worth the same; None where no step was ever made."""
     nodes = [node for node in root.walk() if node is not root]
-    return max(nodes, key=lambda node: (len(node.partial.ends), node.value), default=None)
+    return max(nodes, key=lambda node: (node.value, len(node.partial.ends)), default=None)

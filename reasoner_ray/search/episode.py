@@ -34,7 +34,7 @@ async def search_episode(context: EpisodeContext, item: Item) -> list[Trajectory
     """``context.samples`` independent searches, the chosen path of each as a trajectory with the policy's log-probs.
 
     The log-probs are those the steps were sampled with: that a search then chose among them is not part of them, so an importance
-    ratio sees the policy, not the search. A search without a solution gives its longest way, or where no step ever came to an end a
+    ratio sees the policy, not the search. A search without a solution gives its most valuable way, or where no step ever came to an end a
     plain sample, TRUNCATED either way unless that sample ended; ``info["metrics"]["unsolved"]`` counts both.
     """
     prompt = context.prompt(item)
@@ -62,7 +62,7 @@ async def search_solutions(context: EpisodeContext, item: Item) -> list[Trajecto
     """One search; a trajectory for each solution that is a node of its own, the chosen one first.
 
     ``info["solution"]`` says of each what ``SearchResult`` does, ``info["search"]`` of the first one what the whole cost. Without a
-    solution the longest way comes back as TRUNCATED, or an empty trajectory where there is none.
+    solution the most valuable way comes back as TRUNCATED, or an empty trajectory where there is none.
     """
     prompt = context.prompt(item)
     search = make_search(context, prompt, context.group_id)
@@ -122,8 +122,8 @@ def make_search(context: EpisodeContext, prompt: list[int], name: str) -> Search
         meter=Meter(config.budget, policy.cost, scorer),
         config=config,
         options=method.settings(config.settings),
-        read_answer=answer_reader(config.read_answer, context.task),
-        group_answers=answer_grouper(config.same_answers, context.task),
+        read_answer=answer_reader(config.read_answer, context.task, job.scoring.scorers),
+        group_answers=answer_grouper(config.same_answers, context.task, job.scoring.scorers),
         source=np.random.default_rng(stable_hash(f"{job.seed}/{name}")),
         scored=method.uses_scorer(config),
     )
@@ -162,6 +162,7 @@ def describe(result: SearchResult) -> dict[str, Any]:
         "nodes": sum(1 for _ in result.root.walk()) - 1,
         "cost": result.cost.as_dict(),
         "answers": [s.group for s in result.solutions],  # in the order they came
+        "cut_samples": [list(sample) for sample in result.cut_samples],
     }
 
 

@@ -5,7 +5,7 @@ Simulations of one tree follow each other, since each looks at what the last one
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -136,7 +136,7 @@ async def step_by_step(search: Search[Any], paths: int, move: Callable[[Node], A
 
 
 async def _move(search: Search[AlphaOptions], node: Node) -> Node | None:
-    """The child that the simulations lead to; None where there is none."""
+    """The child that the simulations lead to, the most visited or one drawn by its visits (``move_shares``); None where there is none."""
     options = search.options
     if node.children is None:
         await search.expand(node, options.width)
@@ -153,8 +153,15 @@ async def _move(search: Search[AlphaOptions], node: Node) -> Node | None:
         return None
     if not options.sample_moves:
         return max(children, key=lambda child: (child.visits, child.q, child.prior))
-    weights = [(child.visits or 1e-3) ** (1 / options.move_temperature) for child in children]
-    return children[int(search.source.choice(len(children), p=[w / sum(weights) for w in weights]))]
+    shares = move_shares([child.visits for child in children], options.move_temperature)
+    return children[int(search.source.choice(len(children), p=shares))]
+
+
+def move_shares(visits: Sequence[int], temperature: float) -> list[float]:
+    """Probabilities of moves, N^(1/T) / sum (TS-LLM): 0 without a visit. Equal ones where no move has any, so that one can be drawn."""
+    most = max(visits)
+    weights = [(n / most) ** (1 / temperature) for n in visits] if most else [1.0] * len(visits)  # n / most: large powers overflow
+    return [weight / sum(weights) for weight in weights]
 
 
 def _with_noise(search: Search[AlphaOptions], node: Node) -> list[float]:

@@ -39,6 +39,11 @@ def search_problems(job: JobConfig) -> list[str]:
             "search.top_p/top_k: truncated sampling puts a constant bias into every importance ratio; with rollout.episode=search take "
             "search.top_p=1, search.top_k=0"
         )
+    if job.rollout.episode == "search" and job.kind in ("rl", "rounds") and config.temperature != job.rollout.temperature:
+        problems.append(
+            f"search.temperature={config.temperature:g} is not rollout.temperature={job.rollout.temperature:g}: the learner computes "
+            "log-probs at the latter, so importance ratios would be biased; with rollout.episode=search set both to the same"
+        )
     return problems
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean, pstdev
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
 from reasoner_ray.errors import DataError, ScoringError
+from reasoner_ray.journal import open_locked, write_line
 from reasoner_ray.search.aggregate import choose_answer, solution_value
+from reasoner_ray.search.cost import Cost
 from reasoner_ray.search.settings import AnswersBy, StepsAs
 from reasoner_ray.search.stopping import Sampled
 
@@ -48,6 +50,13 @@ def make_record(
     return {"index": index, "id": item.id, "correct": _number(rewards[0]), "problem": problem, **about, "solutions": solutions}
 
 
+def failed_record(index: int, item: Item, problem: str) -> dict[str, Any]:
+    """The line of an item that could not be searched on (its prompt is too long, say): counted, and neither right nor wrong."""
+    about: dict[str, Any] = {"answer": "", "confidence": 0.0, "ended": "failed", "found": 0, "nodes": 0, "answers": []}
+    about |= {"cost": Cost().as_dict()}
+    return {"index": index, "id": item.id, "correct": None, "problem": problem, **about, "cut_samples": [], "solutions": []}
+
+
 def _path(trajectory: Trajectory) -> dict[str, Any]:
     steps = [span for span in trajectory.spans if span.kind == "model"]
     prompt = trajectory.spans[0]  # later ones that are not the policy's are what the search wrote at the beginning of a step
@@ -59,15 +68,27 @@ def _number(value: float) -> float | None:
 
 
 class ResultsFile:
-    """Appends records as they come, each handed to the disk before the next, so that a killed run can go on."""
+    """Appends records as they come, each handed to the disk before the next, so that a killed run can go on. One process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a last line that was cut off is removed. Raises ``DataError`` naming any other broken line."""
+        """Read what is there; a last line that was cut off is removed.
+
+        Raises ``DataError`` naming any other broken line, and ``CheckpointError`` where another process is writing the file.
+        """
         self.path = path
-        self.records = read_results(path) if path.exists() else []
-        if path.exists():
-            content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)
+        self._file = open_locked(path)
+        try:
+            self.records = read_results(path)
+            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
 
     @property
     def done(self) -> set[str]:
@@ -77,20 +98,21 @@ class ResultsFile:
     def append(self, record: dict[str, Any]) -> None:
         """Write one line."""
         self.records.append(record)
-        with self.path.open("ab") as file:
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_line(self._file, record)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file. A last line without its end is left out; any other broken line raises ``DataError``."""
+    """The records of a results file. A last line without its end is left out; any other broken line raises ``DataError``.
+
+    So does an item that has two lines: it would count twice.
+    """
     if not path.is_file():
         raise DataError(f"no results at {path}; `reasoner search JOB` writes them to RUN/search/{RESULTS_FILE}")
     *lines, tail = path.read_bytes().split(b"\n")
     if tail:
         log.warning("%s:%d: the last line was cut off while it was written; its item is searched again", path, len(lines) + 1)
-    records = []
+    records: list[dict[str, Any]] = []
+    line_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -99,31 +121,38 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: not a line of JSON ({error}); remove the line to search that item again") from error
         if not found:
             raise DataError(f"{path}:{number}: not a result of `reasoner search`; remove the line to go on without it")
+        if (first := line_of.setdefault(str(record["id"]), number)) != number:
+            raise DataError(f"{path}:{number}: item {record['id']!r} has line {first} already; remove one of the two")
         records.append(record)
     return records
 
 
-def summarise_results(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise_results(records: Sequence[dict[str, Any]], right_from: float = 1.0) -> dict[str, Any]:
     """Accuracy (mean reward of the chosen answers) with its standard error, mean costs an item, confidence, and how searches ended.
 
-    Items whose answer could not be judged are counted apart. ``accuracy_by`` says what other ways to an answer would have given on
-    the same solutions; what cannot be computed is left out.
+    ``right`` is the share of chosen answers with a reward of ``right_from`` or more. Items whose answer could not be judged are counted
+    apart, and among them as ``failed`` those whose search failed; what was never searched on is in no mean. ``accuracy_by`` says what
+    other ways to an answer would have given on the same solutions; what cannot be computed is left out.
     """
     if not records:
         raise DataError("there is no result to sum up")
     judged = [r for r in records if r["correct"] is not None]
     values = [float(r["correct"]) for r in judged]
-    right, wrong = [r["confidence"] for r in judged if r["correct"] == 1], [r["confidence"] for r in judged if r["correct"] != 1]
+    right = [r["confidence"] for r in judged if r["correct"] >= right_from]
+    wrong = [r["confidence"] for r in judged if r["correct"] < right_from]
+    searched = [r for r in records if r["ended"] != "failed" or r["cost"]["prompt"]] or list(records)
     summary: dict[str, Any] = {
         "items": len(records),
         "unjudged": len(records) - len(judged),
-        "unsolved": sum(not r["solutions"] for r in records),
-        "confidence": fmean(r["confidence"] for r in records),
+        "failed": sum(r["ended"] == "failed" for r in records),
+        "unsolved": sum(not r["solutions"] for r in searched),
+        "confidence": fmean(r["confidence"] for r in searched),
         **({"accuracy": fmean(values), "standard_error": pstdev(values) / math.sqrt(len(values))} if values else {}),
+        **({"right": len(right) / len(values)} if values else {}),
         **({"confidence_right": fmean(right)} if right else {}),
         **({"confidence_wrong": fmean(wrong)} if wrong else {}),
-        "solutions": fmean(r["found"] for r in records),
-        "cost": {name: fmean(r["cost"][name] for r in records) for name in COSTS},
+        "solutions": fmean(r["found"] for r in searched),
+        "cost": {name: fmean(r["cost"][name] for r in searched) for name in COSTS},
         "ended": dict(Counter(r["ended"] for r in records)),
         "accuracy_by": accuracy_by(judged),
     }
@@ -165,18 +194,42 @@ def _in_order(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [s for _, s in sorted(places, key=lambda pair: pair[0])]
 
 
-def recorded_samples(records: Sequence[dict[str, Any]]) -> list[Sampled]:
-    """What ``stopping.calibrate`` replays: the solutions of each item in the order they came. Items without one are left out."""
-    found = []
-    for solutions in filter(None, map(_in_order, records)):
-        found.append(
-            Sampled(
-                tuple(s["group"] for s in solutions),
-                tuple(s["correct"] == 1 for s in solutions),
-                tuple(int(s["tokens"]) for s in solutions),
-            )
+def recorded_samples(records: Sequence[dict[str, Any]], right_from: float = 1.0) -> list[Sampled]:
+    """What ``stopping.calibrate`` replays: the samples of each item in the order they came, those that a limit cut among them.
+
+    Items whose answer, or one of whose solutions, could not be judged are left out. Raises ``DataError`` where a search had stopped
+    before its last sample: a replay needs all N of each question.
+    """
+    early = Counter(r["ended"] for r in records if r["ended"] not in ("done", "failed"))
+    if early:
+        how = ", ".join(f"{name} {n}" for name, n in sorted(early.items()))
+        raise DataError(
+            f"{early.total()} of {len(records)} recorded searches stopped early ({how}), but calibration needs all samples of each "
+            "question: record a run with search.stopping=null and no search.budget"
         )
-    return found
+    judged = [r for r in records if r["correct"] is not None and all(s["correct"] is not None for s in r["solutions"])]
+    if len(judged) < len(records):
+        log.warning(
+            "%d of %d recorded items are left out: not all of their solutions could be judged", len(records) - len(judged), len(records)
+        )
+    return [_sampled(record, right_from) for record in judged]
+
+
+def _sampled(record: dict[str, Any], right_from: float) -> Sampled:
+    if record["cost"]["cut"] and "cut_samples" not in record:
+        raise DataError(f"item {record['id']!r} was recorded without the samples that a limit cut; record the run anew")
+    cut = dict(record.get("cut_samples", ()))  # place among all samples: tokens
+    solutions = _in_order(record)
+    rest = iter(solutions)
+    samples = [None if place in cut else next(rest) for place in range(len(solutions) + len(cut))]
+    return Sampled(
+        groups=tuple(None if s is None else s["group"] for s in samples),
+        correct=tuple(s is not None and s["correct"] >= right_from for s in samples),
+        tokens=tuple(int(cut[place] if s is None else s["tokens"]) for place, s in enumerate(samples)),
+        answered=tuple(s is not None and bool(s["answer"]) for s in samples),
+        values=tuple(0.0 if s is None else s["value"] for s in samples),
+        unsolved=record["correct"] >= right_from,
+    )
 
 
 def show(summary: dict[str, Any]) -> str:
@@ -184,6 +237,8 @@ def show(summary: dict[str, Any]) -> str:
     cost, rows = summary["cost"], []
     if "accuracy" in summary:
         rows.append(("accuracy", f"{summary['accuracy']:.1%} ± {summary['standard_error']:.1%} of {summary['items']} items"))
+    if summary.get("right") != summary.get("accuracy"):
+        rows.append(("right", f"{summary['right']:.1%} of the answers judged"))
     rows.append(("confidence", _confidence(summary)))
     rows.append(("solutions an item", f"{summary['solutions']:.1f}, {summary['unsolved']} items without one"))
     rows.append(("generated tokens", f"{cost['generated']:.0f}, {cost['discarded']:.0f} of them discarded, {cost['cut']:.1f} cut"))
@@ -192,7 +247,7 @@ def show(summary: dict[str, Any]) -> str:
     rows.append(("seconds", f"{cost['seconds']:.2f}"))
     rows.append(("ended", ", ".join(f"{name} {n}" for name, n in sorted(summary["ended"].items()))))
     if summary["unjudged"]:
-        rows.append(("not judged", str(summary["unjudged"])))
+        rows.append(("not judged", f"{summary['unjudged']}, of which {summary['failed']} searches failed"))
     rows += [(f"by {name}", f"{value:.1%}") for name, value in summary["accuracy_by"].items()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

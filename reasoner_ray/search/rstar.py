@@ -64,7 +64,7 @@ class RstarOptions(Section):
     again: int = Field(1, ge=1, description="again: answers beside the first one to each sub-question")
     rephrased: int = Field(1, ge=1, description="rephrase: wordings of the question")
     weight: float = Field(2.0, ge=0, description="of exploration in UCT")
-    reward: Literal["agreement", "scorer"] = Field("agreement", description="of a solution: share of the others that agree, or its value")
+    reward: Literal["agreement", "scorer"] = Field("agreement", description="of a solution: share of the answers that agree, or its value")
     checks: int = Field(2, ge=0, description="completions that must agree with a solution; 0: no check")
     mask: tuple[float, float] = Field((0.2, 0.8), description="share of the steps that a check keeps, drawn between these")
 
@@ -83,7 +83,7 @@ class RstarOptions(Section):
         return widths.get(action, self.again if action == "again" else self.rephrased)
 
 
-@search_method("rstar", RstarOptions)
+@search_method("rstar", RstarOptions, scored=lambda options: options.reward == "scorer")
 async def rstar(search: Search[RstarOptions]) -> None:
     """UCT over five actions (thoughts, sub-questions, rephrasing); a solution counts reward times mutual consistency.
 
@@ -91,7 +91,6 @@ async def rstar(search: Search[RstarOptions]) -> None:
     Needs no trained scorer; costs many samples. ``actions: [step, rest]`` needs no prompts, for policies that know one form alone.
     """
     options = search.options
-    search.scored = options.reward == "scorer"
     for _ in range(options.rollouts):
         if search.root.dead or not search.wants_more(options.rollouts):
             break
@@ -150,7 +149,7 @@ def _lead(search: Search[RstarOptions], node: Node, action: str) -> list[int]:
 
 
 async def _direct_answer(search: Search[RstarOptions], node: Node, samples: int, lead: list[int]) -> list[Node]:
-    """The likeliest of the completions that give the most frequent answer, worth the share of them."""
+    """The likeliest of the completions that give the most frequent answer; without a scorer its value is their share of all."""
     whole = [c for c in await search.policy.complete(node.partial, samples, lead=lead) if c.end == "solution"]
     answers = {i: answer for i, c in enumerate(whole) if (answer := search.read_answer(search.policy.text(c.partial)))}
     if not answers:
@@ -158,15 +157,23 @@ async def _direct_answer(search: Search[RstarOptions], node: Node, samples: int,
     groups = dict(zip(answers, await asyncio.to_thread(search.group_answers, list(answers.values())), strict=True))
     (group, number), *_ = Counter(groups.values()).most_common(1)
     best = max((whole[i] for i, g in groups.items() if g == group), key=lambda c: c.likelihood)
-    return await search.attach(node, [replace(best, prior=number / len(whole))], "rest")
+    share = number / len(whole)
+    nodes = await search.attach(node, [replace(best, prior=share)], "rest")
+    if not search.scored:
+        nodes[0].value = share
+    return nodes
 
 
 async def _reward(search: Search[RstarOptions], leaf: Node) -> float:
+    """Of the solution found last: 0 where no answer can be read."""
+    mine = search.found[-1]
+    if not mine.answer:
+        return 0.0
     if search.options.reward == "scorer":
         return leaf.value
     await search.group()
-    mine = search.found[-1].group
-    return sum(solution.group == mine for solution in search.found) / len(search.found)
+    answered = [solution for solution in search.found if solution.answer]
+    return sum(solution.group == mine.group for solution in answered) / len(answered)
 
 
 async def _check(search: Search[RstarOptions]) -> None:
@@ -180,14 +187,15 @@ async def _check(search: Search[RstarOptions]) -> None:
 
 
 async def _agreement(search: Search[RstarOptions], solution: Solution) -> float:
-    """Share of the completions of a solution's beginning that come to the same answer."""
-    if search.spent:
+    """Share of the completions of a solution's beginning that come to the same answer; 0 where it has none."""
+    if search.spent or not solution.answer:
         return 0.0  # what could not be checked does not count; where nothing could, all count alike
     low, high = search.options.mask
     steps = len(solution.node.partial.ends)
     kept = min(steps - 1, math.ceil(steps * float(search.source.uniform(low, high))))
     again = await search.policy.complete(solution.node.partial.until(kept), search.options.checks)
-    answers = [search.read_answer(search.policy.text(c.partial)) for c in again if c.end == "solution"]
+    read = [search.read_answer(search.policy.text(c.partial)) for c in again if c.end == "solution"]
+    answers = [answer for answer in read if answer]
     if not answers:
         return 0.0
     groups = await asyncio.to_thread(search.group_answers, [solution.answer, *answers])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +18,32 @@ from reasoner_ray.actor_calls import all_or_first_error
 from reasoner_ray.config import JobConfig, load_config, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import ConfigError, DataError
+from reasoner_ray.journal import as_line, open_locked
 from reasoner_ray.progress import show_progress
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.pool import ScorerPool
 from reasoner_ray.scoring.step_scorers import StepScorerContext
 from reasoner_ray.search.methods import get_method, make_step_scorer
-from reasoner_ray.search.results import RESULTS_FILE, ResultsFile, make_record, read_results, recorded_samples, show, summarise_results
+from reasoner_ray.search.results import (
+    RESULTS_FILE,
+    ResultsFile,
+    failed_record,
+    make_record,
+    read_results,
+    recorded_samples,
+    show,
+    summarise_results,
+)
 from reasoner_ray.search.settings import StoppingConfig
 from reasoner_ray.search.stopping import Calibration, calibrate
 from reasoner_ray.trainer.launch import IfExists, check_resources, connect, load_task
 from reasoner_ray.trainer.parts import Judges, Plays
+from reasoner_ray.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 NOT_THE_SEARCH = ("name", "out", "kind", "algorithm", "learner", "sync", "trainer", "tracking", "cluster", "labels", "supervised", "rounds")
 """Sections that may differ where a search goes on."""
@@ -55,21 +70,30 @@ class SearchRun:
         self._trees, self._on_result = trees, on_result
 
     async def run(self, items: Sequence[Item]) -> None:
-        """Search; the first error ends the run, what was found until then is on disk. Raises what the search or a scorer raised."""
+        """Search; the first error ends the run, what was found until then is on disk. Raises what the search or a scorer raised.
+
+        An item that cannot be searched on (its prompt is too long, say) is no error: its line says why.
+        """
         done = self._file.done
         await all_or_first_error(self._one(index, item) for index, item in enumerate(items) if item.id not in done)
 
     async def _one(self, index: int, item: Item) -> None:
         async with self._slots:
+            record = await self._search(index, item)
+        self._file.append(record)
+        self._on_result(record)
+
+    async def _search(self, index: int, item: Item) -> dict[str, Any]:
+        try:
             result = await self._rollouts.finish(self._rollouts.submit(item, f"search-{item.id}", 1))
-            trajectories, summary = await self._scorers.fetch(await self._scorers.score(result, item))
-        record = make_record(index, item, trajectories, summary["rewards"], tokens=self._tokens)
+        except DataError as error:
+            return failed_record(index, item, str(error))
+        trajectories, summary = await self._scorers.fetch(await self._scorers.score(result, item))
         tree = trajectories[0].info["search"].get("tree")
         if self._trees is not None and tree is not None:
             self._trees.mkdir(exist_ok=True)
-            (self._trees / f"{index:05d}.json").write_text(json.dumps(tree, ensure_ascii=False))
-        self._file.append(record)
-        self._on_result(record)
+            (self._trees / f"{index:05d}.json").write_bytes(as_line(tree))
+        return make_record(index, item, trajectories, summary["rewards"], tokens=self._tokens)
 
 
 def search(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
@@ -81,20 +105,20 @@ def search(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"episode": "search_solutions"})})
     items = search_items(config, task)
     config = new_name(config) if if_exists == "new" else config
-    folder = prepare_folder(config, if_exists)
-    file = ResultsFile(folder / RESULTS_FILE)
-    known = {item.id for item in items}
-    if strange := [record["id"] for record in file.records if record["id"] not in known]:
-        raise DataError(f"{file.path} holds item {strange[0]!r}, which is none of this job's; take --overwrite, or another name=...")
-    began = time.perf_counter()
-    connect(config)
-    try:
-        check_resources(config, ray.cluster_resources(), training=False)
-        with show_progress("items", len(items), len(file.records)) as progress:
-            asyncio.run(_search(config, items, tokenizer, file, lambda record: progress.advance(standing(file.records))))
-    finally:
-        ray.shutdown()
-    summary = {"method": config.search.method, **summarise_results(file.records), "wall_s": time.perf_counter() - began}
+    folder, began = prepare_folder(config, if_exists), time.perf_counter()
+    with ResultsFile(folder / RESULTS_FILE) as file:
+        known = {item.id for item in items}
+        if strange := [record["id"] for record in file.records if record["id"] not in known]:
+            raise DataError(f"{file.path} holds item {strange[0]!r}, which is none of this job's; take --overwrite, or another name=...")
+        connect(config)
+        try:
+            check_resources(config, ray.cluster_resources(), training=False)
+            with show_progress("items", len(items), len(file.records)) as progress:
+                asyncio.run(_search(config, items, tokenizer, file, lambda record: progress.advance(standing(file.records))))
+        finally:
+            ray.shutdown()
+    found = summarise_results(file.records, config.search.right_from)
+    summary = {"method": config.search.method, **found, "wall_s": time.perf_counter() - began}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(show(summary))
     return summary
@@ -157,29 +181,51 @@ def new_name(config: JobConfig) -> JobConfig:
 
 
 def prepare_folder(config: JobConfig, if_exists: IfExists) -> Path:
-    """RUN/search, made or taken up again. Raises ``ConfigError`` where it holds another search, or one that was not asked to go on."""
+    """RUN/search, made or taken up again.
+
+    Raises ``ConfigError`` where it holds another search, or one that was not asked to go on, and ``CheckpointError`` where another
+    process is at work on it.
+    """
     folder = config.run_dir / FOLDER
-    if folder.exists() and if_exists == "overwrite":
-        shutil.rmtree(folder)
-    settings = folder / "config.yaml"
-    if folder.exists():
-        if if_exists != "resume":
-            raise ConfigError(f"{folder} exists. Go on with --resume, replace it with --overwrite, or set another name=...")
-        before = load_config(settings).model_dump(mode="json") if settings.is_file() else {}
-        now = config.model_dump(mode="json")
-        for tree in (before, now):
-            for key in ("items", "save_trees"):
-                tree.get("search", {}).pop(key, None)
-        different = [key for key in now if key not in NOT_THE_SEARCH and now[key] != before.get(key)]
-        if different:
-            raise ConfigError(f"{folder} was made with another {', '.join(different)}: see {settings}, or set another name=...")
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(to_yaml(config))
+    if folder.exists() and if_exists not in ("overwrite", "resume"):
+        raise ConfigError(f"{folder} exists. Go on with --resume, replace it with --overwrite, or set another name=...")
+    results = folder / RESULTS_FILE
+    with open_locked(results) if results.is_file() else nullcontext():
+        if folder.exists() and if_exists == "overwrite":
+            shutil.rmtree(folder)
+        elif folder.exists():
+            _check_same_search(config, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
     return folder
 
 
+def _check_same_search(config: JobConfig, folder: Path) -> None:
+    """Raises ``ConfigError`` where the folder's search was another."""
+    settings = folder / "config.yaml"
+    before = load_config(settings).model_dump(mode="json") if settings.is_file() else {}
+    now = config.model_dump(mode="json")
+    for tree in (before, now):
+        for key in ("items", "save_trees", "right_from"):
+            tree.get("search", {}).pop(key, None)
+    different = [key for key in now if key not in NOT_THE_SEARCH and now[key] != before.get(key)]
+    if different:
+        raise ConfigError(f"{folder} was made with another {', '.join(different)}: see {settings}, or set another name=...")
+
+
 def calibrate_stopping(config: JobConfig, results: Path, tolerance: float) -> Calibration:
-    """The stopping threshold for a job, out of the results of a run of self_consistency with fixed N. Raises ``DataError``."""
-    settings = config.search.stopping or StoppingConfig()
-    wave = int(config.search.settings.get("wave", 1))
-    return calibrate(recorded_samples(read_results(results)), settings, tolerance=tolerance, wave=wave)
+    """The stopping threshold for a job, out of the results of a run of self_consistency with fixed N.
+
+    The replay looks at the belief as often as the job's method does. Raises ``DataError``; warns where the questions were held out.
+    """
+    recorded = recorded_samples(read_results(results), config.search.right_from)
+    made_with = results.parent / "config.yaml"
+    if made_with.is_file() and read_yaml(made_with.read_text()).get("search", {}).get("split") == "held_out":
+        log.warning(
+            "%s holds held-out questions: a threshold that is calibrated on them must not be reported on them; record a run with "
+            "search.split=train",
+            results,
+        )
+    method, settings = get_method(config.search), config.search.stopping or StoppingConfig()
+    wave = int(getattr(method.settings(config.search.settings), "wave", 1))  # methods without waves look after each solution
+    return calibrate(recorded, settings, tolerance=tolerance, wave=wave, answers=config.search.answers or method.answers)

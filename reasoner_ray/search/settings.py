@@ -61,6 +61,9 @@ class SearchConfig(Section):
     same_answers: SameAnswers = Field(
         "auto", description="which answers vote together: equal texts, or equal values (1/2 and 0.5); auto: as the task's scorer judges"
     )
+    right_from: float = Field(
+        1.0, description="the score (of scoring.scorers, weighted) from which on an answer counts as right in figures and calibration"
+    )
     budget: BudgetConfig = BudgetConfig()
     stopping: StoppingConfig | None = Field(None, description="None: all paths are sampled")
     split: Literal["held_out", "train"] = Field("held_out", description="the items `reasoner search` works on")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reasoner_ray.errors import DataError
-from reasoner_ray.search.settings import StoppingConfig
+from reasoner_ray.search.aggregate import choose_answer
+from reasoner_ray.search.settings import AnswersBy, StoppingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,9 +59,25 @@ def samples_needed(groups: Sequence[int], settings: StoppingConfig, wave: int = 
 class Sampled:
     """All samples of one question of a run with fixed N, in the order they came."""
 
-    groups: tuple[int, ...]  # [N]; which answers are the same
+    groups: tuple[int | None, ...]  # [N]; which answers are the same; None: a limit cut the sample, so it is no solution
     correct: tuple[bool, ...]  # [N]
     tokens: tuple[int, ...]  # [N]
+    answered: tuple[bool, ...] | None = None  # [N], whether an answer could be read; None: of all
+    values: tuple[float, ...] | None = None  # [N], of the solutions; None: all alike
+    unsolved: bool = False  # whether it counted as right where no sample was a solution
+
+    def heard(self, n: int) -> list[int]:
+        """What the belief after ``n`` samples is over: the answers that could be read, as groups."""
+        return [g for i, g in enumerate(self.groups[:n]) if g is not None and (self.answered is None or self.answered[i])]
+
+    def is_right(self, n: int, answers: AnswersBy) -> bool:
+        """Whether the answer that a search chooses among the first ``n`` samples is right."""
+        kept = [(i, g) for i, g in enumerate(self.groups[:n]) if g is not None]
+        if not kept:
+            return self.unsolved
+        values = [1.0 if self.values is None else self.values[i] for i, _ in kept]
+        valid = None if self.answered is None else [self.answered[i] for i, _ in kept]
+        return self.correct[kept[choose_answer([g for _, g in kept], values, answers, valid).index][0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +85,29 @@ class Calibration:
     """What a threshold would have done on recorded samples."""
 
     threshold: float
-    accuracy: float  # of the majority among the samples taken
-    fixed_accuracy: float  # of the majority among all
+    accuracy: float  # of the answer chosen among the samples taken
+    fixed_accuracy: float  # of the one chosen among all
     tokens_saved: float  # share of the tokens, in [0, 1]
 
 
 class Replay:
-    """Recorded samples, stopped by any threshold. Raises ``DataError`` where there are none."""
+    """Recorded samples, stopped by any threshold, as a search would stop that takes them ``wave`` at a time.
 
-    def __init__(self, recorded: Sequence[Sampled], settings: StoppingConfig, wave: int = 1) -> None:
+    ``answers`` is how the search chooses an answer. Raises ``DataError`` where there are no samples.
+    """
+
+    def __init__(self, recorded: Sequence[Sampled], settings: StoppingConfig, wave: int = 1, answers: AnswersBy = "majority") -> None:
         if not recorded:
             raise DataError("no recorded samples to calibrate the stopping threshold with; record a run of self_consistency first")
-        self._recorded = recorded
+        self._recorded, self._answers = recorded, answers
         self._looks = [self._spreads(sampled, settings, wave) for sampled in recorded]
+        self._right: dict[tuple[int, int], bool] = {}  # by question and number of samples: thresholds ask for the same again
 
     @staticmethod
     def _spreads(sampled: Sampled, settings: StoppingConfig, wave: int) -> list[tuple[int, float]]:
-        """Each number of samples at which the belief is looked at, and its entropy then."""
-        first = -(-settings.least // wave) * wave
-        numbers = range(first, len(sampled.groups), wave)
-        return [(n, entropy(belief(Counter(sampled.groups[:n]).values(), settings.unseen))) for n in numbers]
+        """Each number of samples at which the belief is looked at and may be settled, and its entropy then."""
+        looks = ((n, sampled.heard(n)) for n in range(wave, len(sampled.groups), wave))
+        return [(n, entropy(belief(Counter(heard).values(), settings.unseen))) for n, heard in looks if len(heard) >= settings.least]
 
     @property
     def levels(self) -> list[float]:
@@ -105,9 +125,14 @@ class Replay:
     def questions(self, threshold: float) -> list[tuple[bool, bool, int, int]]:
         """Of each question: right when stopped, right with all samples, tokens until then, tokens of all."""
         return [
-            (_majority_is_right(s, n), _majority_is_right(s, len(s.groups)), sum(s.tokens[:n]), sum(s.tokens))
-            for s, n in zip(self._recorded, self.taken(threshold), strict=True)
+            (self._is_right(i, n), self._is_right(i, len(s.groups)), sum(s.tokens[:n]), sum(s.tokens))
+            for i, (s, n) in enumerate(zip(self._recorded, self.taken(threshold), strict=True))
         ]
+
+    def _is_right(self, question: int, n: int) -> bool:
+        if (question, n) not in self._right:
+            self._right[question, n] = self._recorded[question].is_right(n, self._answers)
+        return self._right[question, n]
 
     def run(self, threshold: float) -> Calibration:
         """What the threshold would have come to."""
@@ -115,17 +140,19 @@ class Replay:
         return Calibration(threshold, stopped / len(self._recorded), fixed / len(self._recorded), 1 - used / total)
 
 
-def calibrate(recorded: Sequence[Sampled], settings: StoppingConfig, *, tolerance: float = 0.01, wave: int = 1) -> Calibration:
+def calibrate(
+    recorded: Sequence[Sampled],
+    settings: StoppingConfig,
+    *,
+    tolerance: float = 0.01,
+    wave: int = 1,
+    answers: AnswersBy = "majority",
+) -> Calibration:
     """The threshold that saves most tokens on recorded samples and costs at most ``tolerance`` of accuracy against all samples.
 
     There always is one: a threshold of 0 stops nowhere. Calibrate on training questions, report on held-out ones.
     """
-    replay = Replay(recorded, settings, wave)
+    replay = Replay(recorded, settings, wave, answers)
     tried = [replay.run(level) for level in replay.levels]
     fit = [c for c in tried if c.accuracy >= c.fixed_accuracy - tolerance]
     return max(fit, key=lambda c: (c.tokens_saved, -c.threshold))
-
-
-def _majority_is_right(sampled: Sampled, n: int) -> bool:
-    (group, _), *_ = Counter(sampled.groups[:n]).most_common(1)  # of equal ones the first
-    return sampled.correct[sampled.groups.index(group)]

@@ -94,6 +94,13 @@ def test_the_scorer_reads_the_last_verdict(text: str, right: float) -> None:
     assert build_scorer(Term("deduction")).score(Answer(text=text), item) == right
 
 
+def test_what_votes_is_what_the_scorer_reads() -> None:
+    read = DeductionTask().read_answer
+    assert {read(text) for text in ("True", "true.", "**true**", "The answer is true. I hope it is correct.")} == {"true"}
+    assert read("The answer is: **False**") == "false"
+    assert read("true or false?") == read("") == ""
+
+
 def test_a_reference_of_another_task_is_an_error() -> None:
     with pytest.raises(ValueError, match="neither true nor false"):
         build_scorer(Term("deduction")).score(Answer(text="true"), Item(id="i", prompt="", answer="24"))

@@ -100,6 +100,17 @@ def test_a_long_torn_line_is_dropped(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_half_a_surrogate_pair_is_written_as_jsons_escape_of_it(tmp_path: Path, kind: Any) -> None:
+    """A tokenizer that is cut inside a character may leave one, and UTF-8 has none."""
+    half = question("a", solution([1.0], right=True, steps=["half \ud83d"]))
+    path = write(tmp_path / "q.jsonl", half, question("b", solution([1.0], right=True)))
+    (first, _) = entries(path)
+    assert first["solutions"][0]["steps"] == ["half \ud83d"], "nothing is lost"
+    values = read_records(export(path, kind))[0].values
+    assert values["steps"] == (["half \ud83d"] if kind == "jsonl" else ["half \\ud83d"])
+
+
 @pytest.mark.parametrize("line", [b'{"id": "b", "stat\n', b"[1]\n", b'{"status": "labelled"}\n', b"\xff\xfe\n"])
 def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = write(tmp_path / "q.jsonl", question("a"))
@@ -131,6 +142,18 @@ def test_the_data_set_has_a_record_a_solution(tmp_path: Path, kind: Any) -> None
     assert (values["tokens"], values["start"], values["ends"]) == ([5, 0, 1, 2], 1, [2, 3, 4])
     assert records[1].values["right"] is None and values["right"] is False and values["reward"] == 0.0
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_both_formats_hold_the_same(tmp_path: Path) -> None:
+    """What the task's own check said, and what the labels of the question cost, among it."""
+    checked = solution([0.5, 0.0], right=False, exact=[True, None])
+    path = write(tmp_path / "q.jsonl", question("a", checked, solution([1.0], right=True)), question("c", checked, generated=7))
+    lines, rows = (read_records(export(path, kind)) for kind in ("jsonl", "parquet"))
+    assert [r.values for r in lines] == [r.values for r in rows]
+    assert {frozenset(r.values) for r in [*lines, *rows]} == {frozenset({"id", "question", "prompt", "cost", *checked})}
+    assert [r.values["exact"] for r in rows] == [[True, None], None, [True, None]]
+    assert [r.values["cost"]["generated"] for r in rows] == [100, 100, 7], "of the whole question, in each of its records"
+    assert rows[0].values["cost"] == {"generated": 100, "prompt": 50, "prompt_computed": 10}
 
 
 def test_the_report_by_hand(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_questions_in_prompts(policy: Any, partial: Partial) -> None:
 def test_the_format_is_found_by_what_is_in_the_folder(
     qwen_dir: Path, shepherd_dir: Path, tiny_model_dir: Path, tmp_path: Path, policy: Any
 ) -> None:
-    """Never by a model's name."""
+    """By a model's name only where its folder does not tell."""
     assert isinstance(load_step_model(StepModelSpec(model=str(qwen_dir), policy=str(tiny_model_dir))), QwenModel)
     with pytest.raises(ModelError, match=r"set the scorer's args\.format to math_shepherd, or to judge"):
         load_step_model(StepModelSpec(model=str(shepherd_dir), policy=str(tiny_model_dir)))
@@ -164,6 +164,22 @@ def test_the_format_is_found_by_what_is_in_the_folder(
     assert isinstance(shepherd, MathShepherdModel)
     with pytest.raises(ModelError, match="has no token <extra_0>"):
         load_step_model(StepModelSpec(model=str(shepherd_dir), policy=str(tiny_model_dir), format="qwen"))
+
+
+def test_math_shepherds_checkpoint_is_known_by_its_name(
+    qwen_dir: Path, shepherd_dir: Path, tiny_model_dir: Path, tmp_path: Path, policy: Any
+) -> None:
+    """Its configuration says only that it is a Mistral. What the folder, or the user, says comes first."""
+    named = tmp_path / "peiyi9979" / "Math-Shepherd-Mistral-7B-PRM"
+    named.parent.mkdir()
+    named.symlink_to(shepherd_dir, target_is_directory=True)
+    policy_name = str(tiny_model_dir)
+    assert isinstance(load_step_model(StepModelSpec(model=str(named), policy=policy_name)), MathShepherdModel)
+    with pytest.raises(ModelError, match="has no token <extra_0>"):
+        load_step_model(StepModelSpec(model=str(named), policy=policy_name, format="qwen"))
+    other = tmp_path / "math-shepherd-mistral-7b-prm"
+    other.symlink_to(qwen_dir, target_is_directory=True)
+    assert isinstance(load_step_model(StepModelSpec(model=str(other), policy=policy_name)), QwenModel)
 
 
 def test_another_tokenizers_model_is_refused(shepherd_dir: Path, tiny_model_dir: Path) -> None:

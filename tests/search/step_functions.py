@@ -22,6 +22,11 @@ def all_alike(prompt: str, steps: list[str]) -> list[float]:
     return [0.5] * len(steps)
 
 
+def last_digit(prompt: str, steps: list[str]) -> list[float]:
+    """Steps are worth the digit they write."""
+    return [float(step.strip()) / 10 for step in steps]
+
+
 def one_score_too_few(prompt: str, steps: list[str]) -> list[float]:
     return [1.0] * (len(steps) - 1)
 
@@ -32,6 +37,11 @@ def not_a_number(prompt: str, steps: list[str]) -> list[float]:
 
 def raises(prompt: str, steps: list[str]) -> list[float]:
     raise OSError("no such file")
+
+
+def first_digit(text: str) -> str:
+    """The answer of a solution, none where it begins with 4."""
+    return "" if text.startswith("4") else text[:1]
 
 
 def lengths(prompt: str, steps: list[str], *, factor: float = 1.0) -> list[float]:

@@ -166,6 +166,14 @@ class AnyPrompt(DigitEngine):
         return await super().generate(PROMPT, sampling, n, order)
 
 
+def test_a_search_at_another_temperature_than_the_learners_is_refused() -> None:
+    tree: dict[str, Any] = {"name": "t", "rollout": {"episode": "search", "temperature": 0.8}, "search": {"temperature": 1.0}}
+    with pytest.raises(ConfigError, match=r"search\.temperature=1 is not rollout\.temperature=0\.8: .*biased"):
+        parse_config(tree)
+    assert parse_config({**tree, "search": {"temperature": 0.8}}).search.temperature == 0.8
+    assert parse_config({**tree, "rollout": {"temperature": 0.8}}).search.temperature == 1.0, "where nothing is learnt of it"
+
+
 def test_truncated_sampling_is_refused_where_it_is_trained_on() -> None:
     with pytest.raises(ConfigError, match=r"search\.top_p/top_k: .*constant bias"):
         parse_config({"name": "t", "rollout": {"episode": "search"}, "search": {"top_k": 40}})

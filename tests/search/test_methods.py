@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoner_ray.errors import ConfigError, ScoringError
-from reasoner_ray.search.core import SEARCHES, run_search
+from reasoner_ray.search.core import SEARCHES, _best_unfinished, run_search
 from reasoner_ray.search.gumbel import GumbelOptions, halving_visits, interior, sigma
+from reasoner_ray.search.mcts import move_shares
 from reasoner_ray.search.methods import get_method
 from reasoner_ray.search.tree import Node
 from reasoner_ray.steps import Partial
 from tests.search.step_functions import TARGET
-from tests.search.toy import PROMPT, DigitEngine, job, make, solve
+from tests.search.toy import EOS, PROMPT, DigitEngine, digit, job, make, solve
 
 GUIDED: dict[str, dict[str, Any]] = {
     "best_of_n": {"paths": 600},
@@ -179,6 +181,50 @@ def test_alpha_keeps_the_subtree_and_repeats_with_noise() -> None:
     fresh, _ = solve("mcts_alpha", {**settings, "new_tree": True})
     assert len({id(s.node.path[0]) for s in fresh.solutions}) == 3
     assert fresh.chosen is not None and fresh.chosen.path[0] is fresh.root, "the tree that is kept is the chosen solution's"
+
+
+def test_moves_are_drawn_by_their_visits() -> None:
+    """N^(1/T), which is 0 for what was never visited: a hot draw must not take that."""
+    assert move_shares([0, 1, 4], 2.0) == pytest.approx([0, 1 / 3, 2 / 3])
+    assert move_shares([0, 0], 1.0) == [0.5, 0.5], "where none was visited one must be taken all the same"
+    assert move_shares([3, 1000], 0.001) == pytest.approx([0, 1]), "a power that overflows"
+    for seed in range(5):
+        settings = {"width": 12, "simulations": 1, "sample_moves": True, "move_temperature": 8.0}
+        result, _ = solve("mcts_alpha", settings, seed=seed)
+        assert result.chosen is not None and all(node.visits for node in result.chosen.path[1:])
+
+
+@pytest.mark.parametrize("method", ["mcts_alpha", "gumbel"])
+def test_solutions_in_the_tree_are_not_thrown_away_by_a_budget(method: str) -> None:
+    """A move to a step that goes on, and no tokens left to go on with: the tree holds two solutions, and the better one is the answer."""
+
+    class TwoEnd(DigitEngine):
+        def _one(self, prompt: list[int], sampling: Any) -> Any:
+            generation = super()._one(prompt, sampling)
+            return generation if generation.tokens[0] == digit(2) else replace(generation, tokens=[generation.tokens[0], EOS])
+
+    def search(**more: Any) -> Any:
+        scorer = {"name": "function", "args": {"path": "tests.search.step_functions:last_digit"}}
+        settings = {"width": 12, "simulations": 8, **({"c_scale": 1.0} if method == "gumbel" else {})}
+        return solve(method, settings, engine=TwoEnd((1, 1, 1)), budget={"generated": 3}, scorer=scorer, **more)[0]
+
+    result = search()
+    assert sum(node.terminal for node in result.root.walk()) == 2 and result.ended == "generated"
+    assert [s.answer for s in result.solutions] == ["1", "0"], "the most valuable first"
+    assert result.answer == "1" and result.chosen is not None and result.chosen.terminal
+    settled = search(stopping={"threshold": 5.0, "least": 1})
+    assert settled.ended == "generated", "what ended the search was not the belief over what it holds"
+
+
+def test_the_best_way_is_its_value_before_its_length() -> None:
+    root = Node(Partial.root(PROMPT))
+    good = Node(root.partial.then([5]), value=0.9, parent=root)
+    longer = Node(root.partial.then([6]), value=0.1, parent=root)
+    longer.children = [Node(longer.partial.then([7]), value=0.1, parent=longer)]
+    root.children = [good, longer]
+    assert _best_unfinished(root) is good
+    good.value = 0.1
+    assert _best_unfinished(root) is longer.children[0], "of equal ones the longest"
 
 
 def test_rstar_keeps_what_another_go_agrees_with() -> None:

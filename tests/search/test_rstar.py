@@ -164,7 +164,32 @@ def test_answers_that_mean_the_same_are_one_direct_answer() -> None:
     made.group_answers = lambda answers: [0 if a == "7" else 1 for a in answers]
     asyncio.run(run_search(made, get_method(made.config)))
     (direct,) = made.root.children or []
-    assert direct.prior == pytest.approx(3 / 5) and made.found[0].answer != "7"
+    assert direct.value == direct.prior == pytest.approx(3 / 5) and made.found[0].answer != "7"
+
+
+def test_solutions_without_an_answer_agree_with_nothing() -> None:
+    """Most of what is written has no answer: that is not what most agree on."""
+    settings = {"actions": ["step"], "width": 6, "rollouts": 24, "checks": 4}
+    made = make(job("rstar", settings), DigitEngine((1, 1, 1)))
+    made.read_answer = lambda text: "2" if text.startswith("2") else ""
+    result = asyncio.run(run_search(made, get_method(made.config)))
+    mute = [s for s in made.found if not s.answer]
+    heard = [s for s in made.found if s.answer]
+    assert mute and heard
+    assert all(s.node.q == 0 and s.value == 0 for s in mute)
+    assert all(s.node.q == 1 for s in heard), "among those that say something all agree"
+    assert max(s.value for s in heard) > 0 and result.answer == "2"
+
+
+def test_no_scorer_is_started_where_agreement_rewards() -> None:
+    config = job("rstar").search
+    assert config.answers is None and not get_method(config).uses_scorer(config)
+    voting = config.model_copy(update={"answers": "max"})
+    assert not get_method(voting).uses_scorer(voting), "its solutions have values of its own"
+    scored = job("rstar", {"reward": "scorer"}).search
+    assert get_method(scored).uses_scorer(scored)
+    broken = {"name": "function", "args": {"path": "tests.search.step_functions:raises"}}
+    assert solve("rstar", {"actions": ["step"], "rollouts": 4}, scorer=broken)[0].choice is not None
 
 
 def test_a_chosen_path_with_prompts_is_a_trajectory_whose_prompts_are_not_trained_on() -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasoner_ray.data.tasks import Item
 from reasoner_ray.errors import DataError
+from reasoner_ray.rollout.engine import Generation
+from reasoner_ray.search.core import run_search
+from reasoner_ray.search.methods import get_method
+from reasoner_ray.search.results import make_record, recorded_samples
 from reasoner_ray.search.settings import StoppingConfig
 from reasoner_ray.search.stopping import Replay, Sampled, belief, calibrate, entropy, is_settled, samples_needed
+from tests.search.step_functions import first_digit
+from tests.search.test_episode import run as search_episode
+from tests.search.toy import EOS, TOKENIZER, DigitEngine, digit, job, make
+
+ALIKE = {"name": "function", "args": {"path": "tests.search.step_functions:all_alike"}}
 
 groups_of = st.lists(st.integers(0, 3), min_size=1, max_size=16)
 
@@ -84,6 +96,64 @@ def test_a_threshold_of_zero_stops_nowhere_and_nothing_recorded_is_said() -> Non
     assert (never.tokens_saved, never.accuracy) == (0.0, never.fixed_accuracy)
     with pytest.raises(DataError, match="no recorded samples"):
         Replay([], StoppingConfig())
+
+
+class Tape(DigitEngine):
+    """Solutions in an order that is the same however many are asked for at once: a line each, some cut, some without an answer."""
+
+    def __init__(self, seed: int) -> None:
+        source = random.Random(seed)
+        super().__init__(source.choice([(6, 2, 1, 2, 0.5), (1, 1, 1, 1, 1)]), seed=seed)
+
+    def _one(self, prompt: list[int], sampling: Any) -> Generation:
+        kind = self.random.choices(range(5), self.weights)[0]
+        cut = self.random.random() < 0.25
+        tokens = [digit(kind)] * self.random.randint(1, 5) + ([] if cut else [EOS])
+        logprobs = [-self.random.random() for _ in tokens]
+        reason = "length" if cut else "stop"
+        return Generation(tokens=tokens, logprobs=logprobs, versions=[0] * len(tokens), finish_reason=reason)  # type: ignore[arg-type]
+
+
+def reward(text: str) -> float:
+    """Right (0, and of 1 what is short) with a good form, right without it, wrong with a good form; no answer: nothing."""
+    return 1.1 if text[:1] == "0" else 1.0 if text.startswith("1") and len(text) < 3 else 0.1
+
+
+def recorded(seed: int, answers: Any) -> dict[str, Any]:
+    """The line of a run that took all samples."""
+    settings = {"paths": 12}
+    read = "tests.search.step_functions:first_digit"
+    found = search_episode(
+        "search_solutions", Tape(seed), method="self_consistency", settings=settings, read_answer=read, answers=answers, scorer=ALIKE
+    )
+    rewards = [reward(TOKENIZER.decode(t.tokens[t.loss_mask].tolist(), skip_special_tokens=True)) for t in found]
+    return make_record(seed, Item(id=str(seed), prompt="", answer=None), found, rewards)
+
+
+@pytest.mark.parametrize(("answers", "wave", "threshold"), [(None, 1, 0.9), (None, 4, 1.1), ("vote", 3, 1.2), ("max", 2, 1.0)])
+def test_a_replay_is_what_a_search_with_that_threshold_does(answers: Any, wave: int, threshold: float) -> None:
+    """Same samples, same number of them taken, same tokens, same answer: with cut samples and unreadable answers among them."""
+    stopping = {"threshold": threshold, "least": 3}
+    lines = [recorded(seed, answers) for seed in range(40)]
+    replay = Replay(recorded_samples(lines), StoppingConfig(**stopping), wave, answers or "majority")
+    told = zip(replay.taken(threshold), replay.questions(threshold), strict=True)
+    early = 0
+    for line, (n, (right, fixed, used, total)) in zip(lines, told, strict=True):
+        config = job("self_consistency", {"paths": 12, "wave": wave}, stopping=stopping, answers=answers, scorer=ALIKE)
+        made = make(config, Tape(line["index"]))
+        made.read_answer = first_digit
+        result = asyncio.run(run_search(made, get_method(config.search)))
+        assert (result.cost.requests, result.cost.generated) == (n, used)
+        assert total == line["cost"]["generated"] and fixed == (line["correct"] >= 1)
+        assert result.choice is None or right == (reward(result.solutions[result.choice.index].text) >= 1)
+        early += result.ended == "settled"
+    assert 5 < early < 40
+    assert any(line["cost"]["cut"] for line in lines) and any(not s["answer"] for line in lines for s in line["solutions"])
+
+
+def test_a_question_whose_samples_were_all_cut_costs_tokens_and_is_as_right_as_it_was() -> None:
+    sampled = Sampled((None, None), (False, False), (7, 9), (False, False), (0.0, 0.0))
+    assert Replay([sampled], StoppingConfig(threshold=9), 1).questions(9) == [(False, False, 16, 16)]
 
 
 @given(groups_of, st.floats(0.05, 1.5), st.integers(1, 4), st.integers(1, 5))
