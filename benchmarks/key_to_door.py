@@ -1,8 +1,9 @@
 """Key-to-Door from random trajectories: Decision Transformer, plain cloning, and cloning of the best; what is asked for and what comes.
 
 Three parts. `key_to_door`: success of the three on 1,000 random trajectories a seed, greedy. `delayed`: CartPole episodes of mixed
-quality (an expert that acts at random at a share of the steps), learnt with each reward where it was earned and with all of it at the
-end. `targets`: the same model asked for returns between the worst and the best recorded; Spearman's rho of those and the achieved means.
+quality (the rule `balance`, which stands for an expert, acting at random at a share of the steps), learnt with each reward where it
+was earned and with all of it at the end. `targets`: the same model asked for returns between the worst and the best recorded;
+Spearman's rho of those and the achieved means.
 
 Everything is trained by the job's own learner (DeepSpeed) and played by its own players, in this process.
 """

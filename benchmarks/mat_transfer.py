@@ -5,6 +5,10 @@ and so does a new network; both are looked at on the way, by greedy episodes of 
 network that has a full run. Every run is `reasoner train` in a process of its own; finished ones are looked at as they are, one that was
 interrupted, or is now to be longer, goes on from its last checkpoint: the same command, started again, goes on where it was. A run that
 was trained otherwise is refused. Draws NAME.png.
+
+The jobs are those of simple_spread, from two and four agents to three. A faulty joint of HalfCheetah, from the whole one and other faults:
+    python -m benchmarks.mat_transfer --pretrain jobs/mat/half_cheetah_pretrain.yaml --job jobs/mat/half_cheetah_faulty.yaml \\
+        --steps 2500 --full --episodes 5 --name mat_transfer_faulty
 """
 
 from __future__ import annotations
@@ -25,15 +29,21 @@ from reasoner_ray.config import load_config
 from reasoner_ray.errors import ReasonerError
 
 JOBS = Path(__file__).parent.parent / "jobs" / "mat"
-TINY = ["multi_agent.envs=2", "multi_agent.segment_steps=5", "multi_agent.args.max_cycles=5", "mat.width=8", "learner.epochs=2"]
-"""For --tiny: a look at whether everything works, in a few minutes."""
+TINY = ["multi_agent.envs=2", "multi_agent.segment_steps=5", "mat.width=8", "learner.epochs=2", "learner.updates_per_step=1"]
+"""For --tiny: a look at whether everything works, in a few minutes; see ``tiny``."""
 COLOURS = {"transfer": "#0072B2", "scratch": "#D55E00", "full": "#7F7F7F"}
+
+
+def tiny(job: Path) -> list[str]:
+    """What --tiny overrides in a job. Episodes end after five steps: by the environment's own limit where the job gives it one."""
+    limit = "multi_agent.args.max_cycles" if "max_cycles" in load_config(job).multi_agent.args else "multi_agent.max_steps"
+    return [*TINY, f"{limit}=5"]
 
 
 def train(job: Path, name: str, seed: int, args: argparse.Namespace, *options: str, grows: bool = True) -> Path:
     """The folder of a finished run, of which one that ``grows`` may be there with fewer steps. Raises as ``trained`` does."""
     fixed = [f"name={name}-seed{seed}", f"seed={seed}", f"out={args.out}", "tracking.wandb=off", f"trainer.eval_tasks={args.episodes}"]
-    return trained(job, [*(TINY if args.tiny else []), *args.set, *fixed, *options], grows)
+    return trained(job, [*(tiny(job) if args.tiny else []), *args.set, *fixed, *options], grows)
 
 
 def returns_of(run: Path) -> dict[int, float]:

@@ -151,7 +151,8 @@ def convert_labels(
 def collect(job: JobArgument, overrides: Overrides = None) -> None:
     """Record a policy's episodes as a Minari data set: `reasoner collect jobs/sequence/key_to_door_dt.yaml sequence.collect.out=DIR-v0`.
 
-    The policy is `random`, the folder model/ of a run of kind sequence or mat (a team of one), or module:function of your own.
+    The policy is `random`, the folder model/ of a run of kind sequence or mat (a team of one), module:function of your own, or `replay`:
+    what an Online-DT run (sequence.collect.run) learns from.
 
     Of a job of kind rl: scored episodes of its language model as records for kind sft (`supervised.data`), one an action:
     `reasoner collect jobs/agents/tomato_salad.yaml rollout.collect.out=episodes.jsonl`. Started again, it goes on where it was cut short.

@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def _write_mp4(frames: Sequence[np.ndarray], path: Path) -> Path:
     kept = list(frames[:MAX_FRAMES])
     kept += [kept[-1]] * round(LAST_MS / 1000 * FPS - 1)
     height, width = kept[0].shape[:2]
-    even = [np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") for frame in kept]
+    even: list[Any] = [np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") for frame in kept]
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio.v2.mimwrite(path, even, fps=FPS, codec="libx264", pixelformat="yuv420p", macro_block_size=1)
     return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
@@ -19,3 +21,18 @@ def read_weights(network: nn.Module, folder: Path, section: str) -> None:
     except (OSError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:400]
         raise ModelError(f"{folder}: the weights do not fit the network: {problem}; check the section {section}") from error
+
+
+def check_settings(folder: Path, section: str, saved: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise ``ModelError`` where the network in ``folder`` was made by other settings: the same weights would mean something else.
+
+    ``saved`` and ``now`` are the job's ``section`` as plain data, there and here; what was not saved is not known, and not compared.
+    """
+    if other := [key for key in keys if key in saved and saved[key] != now[key]]:
+        said = ", ".join(f"{section}.{key} was {_yaml(saved[key])} and is {_yaml(now[key])} here" for key in other)
+        raise ModelError(f"{folder} holds a network of other settings: {said}; set them as they were, or begin with model.path=scratch")
+
+
+def _yaml(value: Any) -> str:
+    """As it is written in a job."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

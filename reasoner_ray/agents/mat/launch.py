@@ -35,7 +35,7 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
             teams = make_teams(settings, 1)
             teams.close()
             if config.model.path != SCRATCH:
-                load_network(Path(config.model.path), teams.spec)
+                load_network(Path(config.model.path), teams.spec, config.mat)
     if config.tracking.video_every:
         check_ending(config.tracking.video)
 

@@ -26,7 +26,7 @@ from reasoner_ray.agents.mat.ppo import Rows, Totals, normalised, team_credit, t
 from reasoner_ray.agents.mat.settings import MatConfig
 from reasoner_ray.agents.mat.value_norm import ValueNorm
 from reasoner_ray.agents.mat.worker import Segment, join
-from reasoner_ray.agents.weights import ABOUT, WEIGHTS, read_weights
+from reasoner_ray.agents.weights import ABOUT, WEIGHTS, check_settings, read_weights
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
 from reasoner_ray.errors import ModelError, NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
@@ -79,7 +79,7 @@ class MatLearner:
         # One a task: rewards of two tasks may differ in size, and each task's values are to be of size 1 all the same.
         self.value_norms = [ValueNorm(config.mat.value_norm_beta) for _ in self.teams]
         if config.model.path != SCRATCH:
-            load_weights(self.network, Path(config.model.path), team, self.value_norms)
+            load_weights(self.network, Path(config.model.path), team, self.value_norms, config.mat)
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         groups = [{"name": "network", "params": list(self.network.parameters()), "lr": config.learner.lr}]
         self.engine = GradientEngine(self.network, lambda: dict(self.network.named_parameters()), groups, config.learner)
@@ -294,42 +294,66 @@ class MatLearners(WholeBatchLearners):
         self._make = partial(MatLearner, team=team, others=tuple(others))
 
 
-def load_network(folder: Path, team: TeamSpec | None = None) -> tuple[MultiAgentTransformer, TeamSpec]:
+SAVED = ("variant", "blocks", "width", "heads", "expansion", "value_norm")
+"""Settings of ``mat`` that say what a network's weights mean; the others say how it learns, which may change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _About:
+    """What lies beside a network's weights."""
+
+    team: TeamSpec
+    settings: MatConfig
+    given: dict[str, Any]  # the settings that the file names
+    moments: list[dict[str, float]]  # by task
+
+
+def load_network(folder: Path, team: TeamSpec | None = None, settings: MatConfig | None = None) -> tuple[MultiAgentTransformer, TeamSpec]:
     """A network that ``MatLearner.export`` wrote, and the team it acts for: ``team``, or the one it was trained on (the first, of several).
 
-    Raises ``ModelError``.
+    ``settings`` are those that it is to have; None: whatever it was trained with. Raises ``ModelError``.
     """
-    trained, settings, _ = _about(folder)
-    team = trained if team is None else team
-    network = MultiAgentTransformer(team, settings)
-    load_weights(network, folder, team)
+    about = _about(folder)
+    team = about.team if team is None else team
+    network = MultiAgentTransformer(team, settings or about.settings)
+    load_weights(network, folder, team, settings=settings)
     return network.eval(), team
 
 
-def load_weights(network: MultiAgentTransformer, folder: Path, team: TeamSpec, value_norms: Sequence[ValueNorm] = ()) -> None:
+def load_weights(
+    network: MultiAgentTransformer,
+    folder: Path,
+    team: TeamSpec,
+    value_norms: Sequence[ValueNorm] = (),
+    settings: MatConfig | None = None,
+) -> None:
     """Take the weights in ``folder``, and for ``value_norms`` the moments that their values are in units of, task by task.
 
     Where they are of another number of tasks, whose returns may be of any size, the moments begin anew. The number of agents may be
-    another. Raises ``ModelError`` where the weights are of a network of another shape.
+    another. Raises ``ModelError`` where the weights are of a network of another shape, of other ``settings``, or of one that is shown
+    its observations otherwise.
     """
-    there, _, moments = _about(folder)
-    if misfit := there.misfit(team):
+    about = _about(folder)
+    if misfit := about.team.misfit(team):
         raise ModelError(
-            f"{folder} is a network of other sizes ({misfit}); pad both jobs to the same ones with multi_agent.pad.observation, .agents, "
-            ".choices and .dims, or take an environment like the one it was trained on"
+            f"{folder} is a network of other sizes or observations ({misfit}); give both jobs the same ones with "
+            "multi_agent.pad.observation, .agents, .choices and .dims, .standardise and .features, or take an environment like the one it "
+            "was trained on"
         )
+    if settings is not None:
+        check_settings(folder, "mat", about.given, settings.model_dump(mode="json"), SAVED)
     read_weights(network, folder, "mat")
-    if len(moments) == len(value_norms):
-        for norm, state in zip(value_norms, moments, strict=True):
+    if len(about.moments) == len(value_norms):
+        for norm, state in zip(value_norms, about.moments, strict=True):
             norm.load_state_dict(state)
 
 
-def _about(folder: Path) -> tuple[TeamSpec, MatConfig, list[dict[str, float]]]:
+def _about(folder: Path) -> _About:
     try:
         tree = json.loads((folder / ABOUT).read_text())
-        names = list(ValueNorm(0.0).state_dict())
+        names, given = list(ValueNorm(0.0).state_dict()), dict(tree["mat"])
         moments = [{name: float(state[name]) for name in names} for state in _by_task(tree["value_norm"], 1)]
-        return TeamSpec.from_dict(tree["team"]), MatConfig.model_validate(tree["mat"]), moments
+        return _About(team=TeamSpec.from_dict(tree["team"]), settings=MatConfig.model_validate(given), given=given, moments=moments)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder} holds no network of kind mat ({type(error).__name__}: {error}); give the folder model/ of a run"

@@ -80,7 +80,7 @@ def team_credit(
         mean(values, active),
         mean(next_values, next_active),
         terminated.all(-1, keepdim=True),
-        truncated.any(-1, keepdim=True),
+        (terminated | truncated).all(-1, keepdim=True) & truncated.any(-1, keepdim=True),  # one agent's time may be up before the team's
         gamma=gamma,
         gae_lambda=gae_lambda,
     )

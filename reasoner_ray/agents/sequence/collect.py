@@ -18,9 +18,12 @@ from reasoner_ray.agents.mat.learner import load_network as load_team_network
 from reasoner_ray.agents.sequence.launch import make_player
 from reasoner_ray.agents.sequence.player import Context
 from reasoner_ray.agents.sequence.recordings import check_new, write_minari
+from reasoner_ray.agents.sequence.replay import replay
 from reasoner_ray.agents.sequence.spaces import make_world, state_of
 from reasoner_ray.agents.weights import ABOUT
-from reasoner_ray.envs.multi_agent.teams import environment_code
+from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig, PadConfig
+from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamSpec
+from reasoner_ray.envs.multi_agent.teams import Observer, environment_code
 from reasoner_ray.errors import ConfigError, ModelError
 from reasoner_ray.registry import load_dotted
 
@@ -34,12 +37,14 @@ Policy = Callable[[Any, float, Any], Any]
 
 Where an episode begins ``action`` is None.
 """
+REPLAY = "replay"
+"""The name of no policy: the episodes that an Online-DT run learns from."""
 SEED = 2_000_000_000
 """Seeds of collected episodes are drawn from this and the job's, so that they are none of an evaluation's."""
 
 
 def collect(config: JobConfig) -> dict[str, float]:
-    """Play ``sequence.collect`` and write the data set; figures of what was played. Raises ``ReasonerError``."""
+    """Play ``sequence.collect``, or take what a run played, and write the data set; figures of it. Raises ``ReasonerError``."""
     settings, world = config.sequence.collect, config.sequence.world
     if config.kind != "sequence":
         raise ConfigError(f"kind: {config.kind} has no sequence.world to play in; `reasoner collect` takes jobs of kind sequence or rl")
@@ -48,9 +53,13 @@ def collect(config: JobConfig) -> dict[str, float]:
     check_new(Path(settings.out))
     env = make_world(world)
     rng = np.random.default_rng([SEED, config.seed])
-    policy = noisy(make_policy(config, env, rng), env.action_space, settings.noise, rng)
-    episodes = [play(env, policy, int(seed), world.id) for seed in rng.integers(2**31, size=settings.episodes)]
-    said = f"{settings.episodes} episodes of {settings.policy}, noise {settings.noise:g}"
+    if settings.policy == REPLAY:
+        episodes = replay(config, env)
+        said = f"the newest {len(episodes)} episodes that {settings.run} learns from"
+    else:
+        policy = noisy(make_policy(config, env, rng), env.action_space, settings.noise, rng)
+        episodes = [play(env, policy, int(seed), world.id) for seed in rng.integers(2**31, size=settings.episodes)]
+        said = f"{settings.episodes} episodes of {settings.policy}, noise {settings.noise:g}"
     about = {"algorithm_name": settings.policy, "description": said}
     write_minari(Path(settings.out), episodes, env, about)
     returns = [float(np.sum(e.rewards)) for e in episodes]
@@ -97,7 +106,9 @@ def make_policy(config: JobConfig, env: gymnasium.Env[Any, Any], rng: np.random.
         return lambda observation, reward, action: function(observation, rng)
     about = Path(name) / ABOUT
     if not about.is_file():
-        raise ConfigError(f"sequence.collect.policy: {name!r} is neither random, nor a folder model/ of a run, nor module:function")
+        raise ConfigError(
+            f"sequence.collect.policy: {name!r} is neither random, nor replay, nor a folder model/ of a run, nor module:function"
+        )
     if "team" in json.loads(about.read_text()):
         return TeamPolicy(Path(name), env, rng)
     return SequencePolicy(config, Path(name), env, rng)
@@ -147,24 +158,55 @@ class TeamPolicy:
     def __init__(self, folder: Path, env: gymnasium.Env[Any, Any], rng: np.random.Generator) -> None:
         """Raises ``ModelError`` for a network of another environment."""
         self._network, team = load_team_network(folder)
-        self._space, self._generator = env.action_space, _generator(rng)
-        self._state = spaces.flatdim(env.observation_space)
-        if len(team.agents) != 1 or team.observation not in (self._state, self._state + 1):
-            raise ModelError(f"{folder} acts for {len(team.agents)} that see {team.observation} numbers; here one sees {self._state}")
-        self._id = np.ones(team.observation - self._state, np.float32)  # the one agent's number, one-hot, where the team was told it
+        self._space, self._generator, self._seen = env.action_space, _generator(rng), env.observation_space
+        sees, does = int(spaces.flatdim(env.observation_space)), _layout(env.action_space)
+        own, settings = _sight_of_one(team, sees)
+        if len(team.agents) != 1 or own != sees or (team.actions.choices, team.actions.dims) != (does.choices, does.dims):
+            raise ModelError(
+                f"{folder} acts for {len(team.agents)} that see {own} numbers, by {_said(team.actions)}; here one sees {sees} and acts by "
+                f"{_said(does)}"
+            )
+        self._observer = Observer([sees], settings)
+        self._blank = self._observer.empty(1)
         self._legal = torch.from_numpy(team.actions.legal)[None]
-        self._seen = env.observation_space
+        self._first = int(team.actions.n_choices > 0)  # of the numbers of a continuous action
 
     def __call__(self, observation: Any, reward: float, action: Any) -> Any:
         """See ``Policy``."""
-        state = torch.from_numpy(np.concatenate([state_of(observation, self._seen), self._id]))
+        seen = self._blank.copy()
+        seen[0, 0, self._observer.places[0]] = state_of(observation, self._seen)
+        shown = torch.from_numpy(self._observer.finish(seen))  # as in training
         with torch.inference_mode():
-            acted = self._network.act(state[None, None], self._legal, generator=self._generator).actions[0, 0].numpy()
+            acted = self._network.act(shown, self._legal, generator=self._generator).actions[0, 0].numpy()
         if isinstance(self._space, spaces.Discrete):
             return np.int64(acted[0] + self._space.start)
         space = cast(spaces.Box, self._space)
-        within = (np.clip(acted.reshape(space.shape), -1.0, 1.0) + 1.0) / 2.0  # a team's numbers lie in [-1, 1], as in training
+        numbers = acted[self._first :][: int(np.prod(space.shape))].reshape(space.shape)
+        within = (np.clip(numbers, -1.0, 1.0) + 1.0) / 2.0  # a team's numbers lie in [-1, 1], as in training
         return (space.low + within * (space.high - space.low)).astype(space.dtype)
+
+
+def _sight_of_one(team: TeamSpec, sees: int) -> tuple[int, MultiAgentConfig]:
+    """How many numbers the first agent of a team observes, and the settings of an ``Observer`` that shows them as it was trained."""
+    number, sight = team.number, team.sight
+    if number is None:  # of old files: at most the one agent's number, one-hot
+        number = 1 if team.observation == sees + 1 else 0
+    pad = PadConfig(observation=team.observation - number, agents=number)
+    if sight is None:
+        return team.observation - number, MultiAgentConfig(agent_id=number > 0, pad=pad)
+    features = None if sight.features is None else list(sight.features)
+    return sight.own[0], MultiAgentConfig(agent_id=number > 0, pad=pad, standardise=sight.standardise, features=features)
+
+
+def _layout(space: spaces.Space[Any]) -> ActionLayout:
+    """What one agent does. An ``Interface`` could be made of the space, so it is one of both."""
+    if isinstance(space, spaces.Discrete):
+        return ActionLayout(choices=(int(space.n),), dims=(0,))
+    return ActionLayout(choices=(0,), dims=(int(np.prod(cast(spaces.Box, space).shape)),))
+
+
+def _said(actions: ActionLayout) -> str:
+    return f"{actions.choices[0]} choices and {actions.dims[0]} dimensions"
 
 
 def _generator(rng: np.random.Generator) -> torch.Generator:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from reasoner_ray.agents import SCRATCH
 from reasoner_ray.agents.sequence.data import fingerprint, load_recordings
 from reasoner_ray.agents.sequence.driver import Parts, SequenceDriver, evaluation
 from reasoner_ray.agents.sequence.learner import SequenceLearners
-from reasoner_ray.agents.sequence.network import load_network
+from reasoner_ray.agents.sequence.network import DecisionTransformer, load_network, load_weights
 from reasoner_ray.agents.sequence.player import Player
 from reasoner_ray.agents.sequence.pool import PlayerPool
 from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED, evaluated_folder, train_on_actors
@@ -31,7 +32,9 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
 
     Raises ``ReasonerError`` with what to do, and ``KeyboardInterrupt`` once a run that was asked to stop has ended.
     """
-    recordings, _, _ = load_recordings(config)  # what is wrong with the data is said before anything starts
+    recordings, interface, horizon = load_recordings(config)  # what is wrong with them, or the network, is said before anything starts
+    if config.model.path != SCRATCH:
+        load_weights(DecisionTransformer(interface, config.sequence, horizon), Path(config.model.path))
 
     def make_driver(config: JobConfig, tracker: Tracker) -> SequenceDriver:
         data = fingerprint(recordings)

@@ -19,10 +19,9 @@ import torch.distributed as dist
 
 from reasoner_ray.agents import SCRATCH
 from reasoner_ray.agents.sequence.data import load_recordings
-from reasoner_ray.agents.sequence.network import DecisionTransformer
+from reasoner_ray.agents.sequence.network import DecisionTransformer, load_weights
 from reasoner_ray.agents.sequence.recordings import Recording, delayed, moments
 from reasoner_ray.agents.sequence.windows import TrajectoryBuffer, Windows, sample
-from reasoner_ray.agents.weights import read_weights
 from reasoner_ray.errors import CheckpointError, NonFiniteError
 from reasoner_ray.learner.checkpoint import load_state, save_state
 from reasoner_ray.learner.engine import GradientEngine, start_process_group
@@ -49,7 +48,7 @@ class SequenceLearner:
         if config.model.path == SCRATCH:
             self.network.measure_in(*moments(self.recordings))
         else:
-            read_weights(self.network, Path(config.model.path), "sequence")
+            load_weights(self.network, Path(config.model.path))
         self._units = self.network.units
         self.network.to("cuda" if torch.cuda.is_available() else "cpu")
         trained = self.network.trained

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from reasoner_ray.agents.sequence.heads import Head
 from reasoner_ray.agents.sequence.settings import SequenceConfig
 from reasoner_ray.agents.sequence.spaces import Interface
 from reasoner_ray.agents.sequence.windows import NO_ACTION, Units, Windows
-from reasoner_ray.agents.weights import ABOUT, WEIGHTS, read_weights
+from reasoner_ray.agents.weights import ABOUT, WEIGHTS, check_settings, read_weights
 from reasoner_ray.errors import ModelError
+
+SAVED = ("variant", "context", "width", "blocks", "heads", "activation", "time_embedding", "return_scale")
+"""Settings of ``sequence`` that say what a network's weights mean; the others say how it learns, which may change."""
 
 
 class DecisionTransformer(nn.Module):
@@ -94,18 +99,46 @@ class DecisionTransformer(nn.Module):
 
 
 def load_network(folder: Path) -> DecisionTransformer:
-    """A network that ``save`` wrote. Raises ``ModelError``."""
-    try:
-        tree: dict[str, Any] = json.loads((folder / ABOUT).read_text())
-        network = DecisionTransformer(
-            Interface.from_dict(tree["interface"]), SequenceConfig.model_validate(tree["sequence"]), int(tree["horizon"])
+    """A network that ``save`` wrote, as it was. Raises ``ModelError``."""
+    with _reading(folder):
+        interface, given, horizon = _about(folder)
+        network = DecisionTransformer(interface, SequenceConfig.model_validate(given), horizon)
+    read_weights(network, folder, "sequence")
+    return network.eval()
+
+
+def load_weights(network: DecisionTransformer, folder: Path) -> None:
+    """Let ``network`` go on from what ``save`` wrote. Raises ``ModelError`` where that is of other settings or another environment."""
+    with _reading(folder):
+        interface, given, horizon = _about(folder)
+    if interface != network.interface:
+        raise ModelError(
+            f"{folder} acts in another environment than {network.settings.world.id}: {interface} there, {network.interface} here; go on "
+            "from a network of this environment, or begin with model.path=scratch"
         )
+    check_settings(folder, "sequence", given, network.settings.model_dump(mode="json"), SAVED)
+    if network.embed_timestep is not None and horizon != network.horizon:
+        raise ModelError(
+            f"{folder} knows {horizon} time steps, an episode here has up to {network.horizon}; set sequence.world.max_steps={horizon}, or "
+            "begin with model.path=scratch"
+        )
+    read_weights(network, folder, "sequence")
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder} holds no network of kind sequence ({type(error).__name__}: {error}); give the folder model/ of a run"
         ) from error
-    read_weights(network, folder, "sequence")
-    return network.eval()
+
+
+def _about(folder: Path) -> tuple[Interface, dict[str, Any], int]:
+    """What ``save`` wrote beside the weights: the interface, the settings that it names, the horizon."""
+    tree: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+    return Interface.from_dict(tree["interface"]), dict(tree["sequence"]), int(tree["horizon"])
 
 
 def _trunk_config(settings: SequenceConfig, length: int) -> GPT2Config:

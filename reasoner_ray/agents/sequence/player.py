@@ -36,7 +36,13 @@ class _Play:
     def recording(self) -> Recording:
         """The episode so far; its last state has no action yet where it is under way."""
         n = len(self.rewards)
-        return Recording(states=np.stack(self.states[:n]), actions=np.stack(self.actions), rewards=np.array(self.rewards, np.float32))
+        return Recording(
+            states=np.stack(self.states[:n]),
+            actions=np.stack(self.actions),
+            rewards=np.array(self.rewards, np.float32),
+            last=self.states[n],
+            truncated=self.truncated,
+        )
 
 
 class Context:

@@ -26,6 +26,8 @@ class Recording:
     states: np.ndarray  # float32 [T, state]; what was seen before each action
     actions: np.ndarray  # float32 [T, action]; encoded by an ``Interface``
     rewards: np.ndarray  # float32 [T]
+    last: np.ndarray  # float32 [state]; what was seen after the last action
+    truncated: bool  # whether it was cut off by time
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -127,13 +129,27 @@ def _recording(episode: Any, space: gymnasium.Space[Any], interface: Interface, 
             "than there are actions, and as many rewards"
         )
     if isinstance(space, gymnasium.spaces.Discrete):
-        states = np.eye(interface.state, dtype=np.float32)[seen[:-1].reshape(-1) - int(space.start)]
-    else:
-        states = seen[:-1].reshape(steps, -1).astype(np.float32)
+        seen = _one_hot(seen.reshape(steps + 1), space, where)
+    states = seen.reshape(steps + 1, -1).astype(np.float32)
     rewards = np.asarray(episode.rewards, np.float32)
     if not (np.isfinite(states).all() and np.isfinite(rewards).all()):
         raise DataError(f"{where}: a state or reward is not finite")
-    return Recording(states=states, actions=interface.encode(episode.actions, where), rewards=rewards)
+    return Recording(
+        states=states[:-1],
+        actions=interface.encode(episode.actions, where),
+        rewards=rewards,
+        last=states[-1],
+        truncated=bool(episode.truncations[-1] and not episode.terminations[-1]),
+    )
+
+
+def _one_hot(seen: np.ndarray, space: gymnasium.spaces.Discrete[Any], where: str) -> np.ndarray:
+    """Observed numbers [T + 1] as float32 [T + 1, n]. Raises ``DataError`` for one that the space does not have."""
+    first, n = int(space.start), int(space.n)
+    if len(bad := np.flatnonzero(~np.isin(seen, np.arange(first, first + n)))):
+        step = int(bad[0])
+        raise DataError(f"{where}, step {step}: the observation {seen[step]} is none of the {n} from {first} on")
+    return np.eye(n, dtype=np.float32)[seen.astype(np.int64) - first]
 
 
 def _minari() -> Any:

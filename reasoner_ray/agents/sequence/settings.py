@@ -40,8 +40,13 @@ class OnlineConfig(Section):
 class CollectConfig(Section):
     """`reasoner collect`: episodes of a policy, written as a Minari data set."""
 
-    policy: str = Field("random", description="random, the folder model/ of a run of kind sequence or mat, or module:function of your own")
-    episodes: int = Field(1000, ge=1)
+    policy: str = Field(
+        "random",
+        description="random; the folder model/ of a run of kind sequence or mat; module:function of your own; or replay: nothing is "
+        "played, the episodes are those that a run with sequence.online learns from",
+    )
+    run: str | None = Field(None, description="policy replay: the folder of that run, finished or not")
+    episodes: int = Field(1000, ge=1, description="how many; of replay the newest, at most those that the run keeps")
     noise: float = Field(0.0, ge=0, le=1, description="share of the steps at which a random action is taken instead")
     out: str | None = Field(None, description="folder of the data set, its name ending in -v0 or the like")
     target: float | None = Field(None, description="return asked of a model of kind sequence; null: the first of sequence.targets")
@@ -67,7 +72,9 @@ class SequenceConfig(Section):
     activation: str = Field("relu", description="of the blocks, by its name in transformers")
     dropout: float = Field(0.1, ge=0, lt=1)
     init_std: float = Field(
-        0.02, gt=0, description="deviation of the blocks' first weights; narrow networks (below 128) hear the return sooner with 0.1 to 0.2"
+        0.02,
+        gt=0,
+        description="deviation of the blocks' first weights: 0.02 in transformers, 0.2 in jobs/sequence/key_to_door_dt.yaml",
     )
     time_embedding: bool = Field(True, description="add a learnt vector for the time step to the tokens of the step")
     return_scale: float = Field(1.0, gt=0, description="returns are divided by it before the network sees them (hopper: 1000)")

@@ -12,8 +12,8 @@ import gymnasium
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.teams import Teams
-from reasoner_ray.errors import ConfigError, EnvironmentProblem
-from reasoner_ray.registry import Registry, check_arguments
+from reasoner_ray.errors import ConfigError, EnvironmentProblem, ReasonerError
+from reasoner_ray.registry import Registry, check_arguments, suggest
 
 Maker = Callable[..., Any]
 """``make(*, render_mode, **args)``: a PettingZoo ``ParallelEnv``."""
@@ -23,6 +23,11 @@ PARTICLES = (
     *("simple_spread", "simple_tag", "simple_world_comm"),
 )
 """Scenarios of mpe2, the multi-agent particle environments."""
+JOINTS = (
+    *("Ant", "CoupledHalfCheetah", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
+    *("ManySegmentAnt", "ManySegmentSwimmer", "Pusher", "Reacher", "Swimmer", "Walker2d"),
+)
+"""Scenarios of gymnasium-robotics' multi-agent MuJoCo."""
 VMAS_ARGUMENTS = ("scenario", "continuous_actions")
 """Arguments of ``vmas.make_env`` that a job may give."""
 
@@ -30,12 +35,14 @@ VMAS_ARGUMENTS = ("scenario", "continuous_actions")
 def make_teams(config: MultiAgentConfig, n_envs: int, *, pictures: bool = False) -> Teams:
     """``n_envs`` of the environments that ``config`` names; ``pictures``: they can be drawn.
 
-    Raises ``ConfigError`` for a name or argument that is unknown, ``EnvironmentProblem`` for a package that is not installed.
+    Raises ``ConfigError`` for a name or argument that is unknown, or a name that makes something else, ``EnvironmentProblem`` for a
+    package that is not installed, ``EnvironmentFault`` for spaces that no team can act in.
     """
     if config.name == "vmas":
         if config.faulty:
             raise ConfigError("multi_agent.faulty: vmas steps whole batches, which no wrapper reaches; leave it out")
         return _make_vmas(config, n_envs)
+    need("pettingzoo", "pettingzoo==1.27.0")
     from reasoner_ray.envs.multi_agent.faulty import FaultyTeam
     from reasoner_ray.envs.multi_agent.parallel import ParallelTeams
 
@@ -44,15 +51,39 @@ def make_teams(config: MultiAgentConfig, n_envs: int, *, pictures: bool = False)
     mode = "rgb_array" if pictures else None
 
     def make() -> Any:
-        env = maker(render_mode=mode, **config.args)
+        env = _made(config, maker, mode)
         return FaultyTeam(env, config.faulty) if config.faulty else env
 
+    return ParallelTeams(make, n_envs, config)
+
+
+def _made(config: MultiAgentConfig, maker: Maker, mode: str | None) -> Any:
+    """One environment. Raises as ``make_teams`` does."""
+    from pettingzoo import AECEnv
+
     try:
-        return ParallelTeams(make, n_envs, config)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"multi_agent.args: {config.name} cannot be made with {config.args}: {type(error).__name__}: {error}") from error
-    except gymnasium.error.Error as error:  # a package that draws is missing, most often
+        env = maker(render_mode=mode, **config.args)
+    except ReasonerError:
+        raise
+    except (gymnasium.error.Error, ImportError) as error:  # a package that draws is missing, most often
         raise EnvironmentProblem(f"{config.name} cannot be made here: {type(error).__name__}: {error}") from error
+    except Exception as error:  # someone else's code may raise anything
+        raise ConfigError(f"multi_agent.args: {config.name} cannot be made with {config.args}: {type(error).__name__}: {error}") from error
+    if isinstance(env, AECEnv):
+        raise ConfigError(
+            f"multi_agent.name: {config.name} makes an AECEnv, whose agents act one after the other, and teams need a ParallelEnv; name "
+            "what makes that (most packages' parallel_env), or wrap it by pettingzoo.utils.conversions.aec_to_parallel"
+        )
+    if not all(hasattr(env, part) for part in PARALLEL):
+        raise ConfigError(
+            f"multi_agent.name: what {config.name} makes ({type(env).__name__}) is no PettingZoo ParallelEnv, which teams need; a "
+            "Gymnasium environment of one agent is multi_agent.name=single with multi_agent.args.id"
+        )
+    return env
+
+
+PARALLEL = ("possible_agents", "observation_space", "action_space", "reset", "step")
+"""What a ``ParallelEnv`` has at the least."""
 
 
 def need(module: str, install: str) -> Any:
@@ -114,7 +145,11 @@ def make_mamujoco(
     agent_obsk: int | None = 0,
     **args: Any,
 ) -> Any:
-    """Multi-agent MuJoCo of gymnasium-robotics."""
+    """Multi-agent MuJoCo of gymnasium-robotics. Raises ``ConfigError`` where it has no such scenario, or ``agent_obsk`` is below 0."""
+    if scenario not in JOINTS:
+        raise ConfigError(f"multi_agent.args.scenario: mamujoco has no {scenario!r}; {suggest(str(scenario), list(JOINTS))}")
+    if agent_obsk is not None and (not isinstance(agent_obsk, int) or agent_obsk < 0):
+        raise ConfigError(f"multi_agent.args.agent_obsk: {agent_obsk!r} is no number of joints; take 0 or more, or null for everything")
     mamujoco = need("gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi", "gymnasium-robotics==1.4.2 mujoco==4.0.0")
     return mamujoco.parallel_env(scenario, agent_conf, agent_obsk=agent_obsk, render_mode=render_mode, **args)
 

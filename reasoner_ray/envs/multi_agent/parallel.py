@@ -25,13 +25,15 @@ class ParallelTeams(Teams):
         """Raises ``EnvironmentFault`` where the spaces are such that no team can act in them, ``ConfigError`` for other ``features``."""
         self._envs = [make() for _ in range(n_envs)]
         first = self._envs[0]
-        agents = tuple(first.possible_agents)
+        with environment_code(f"{config.name}: its agents and spaces"):
+            agents = tuple(first.possible_agents)
+            self._spaces = [_own_space(first.observation_space(agent)) for agent in agents]
+            sizes = [spaces.flatdim(space) for space in self._spaces]
+            self._doers = [_Doer(first.action_space(agent), f"{config.name}: the action space of {agent}") for agent in agents]
         self._index = {agent: i for i, agent in enumerate(agents)}
-        self._spaces = [_own_space(first.observation_space(agent)) for agent in agents]
-        self._doers = [_Doer(first.action_space(agent), f"{config.name}: the action space of {agent}") for agent in agents]
         choices, dims = tuple(d.choices for d in self._doers), tuple(d.dims for d in self._doers)
         layout = ActionLayout(choices=choices, dims=dims, least_choices=config.pad.choices, least_dims=config.pad.dims)
-        super().__init__(config, n_envs, agents, [spaces.flatdim(space) for space in self._spaces], layout)
+        super().__init__(config, n_envs, agents, sizes, layout)
         self._blank, self._legal = self._observations[0].copy(), layout.legal
         self._seeds: list[int] = [0] * n_envs
         self._numbers = np.zeros(n_envs, int)
@@ -50,14 +52,15 @@ class ParallelTeams(Teams):
         rewards, terminated, truncated = np.zeros(shape), ~self._active, np.zeros(shape, bool)
         before, ended = self._active.copy(), np.zeros(self.n_envs, bool)
         for i, env in enumerate(self._envs):
-            wanted = {agent: self._action(self._index[agent], actions[i]) for agent in env.agents}
+            wanted = {agent: self._action(self._place(i, agent), actions[i]) for agent in env.agents}
             with environment_code(f"{self._name}: step (environment {i})"):
                 observations, earned, dead, cut, infos = env.step(wanted)
-            for agent, reward in earned.items():
-                rewards[i, self._index[agent]] = reward
-            for agent in wanted:
-                terminated[i, self._index[agent]], truncated[i, self._index[agent]] = dead.get(agent, True), cut.get(agent, False)
-            self._write(i, observations, infos, env.agents)
+            self._read_rewards(i, earned, wanted, rewards[i])
+            with environment_code(f"{self._name}: what step said of ends (environment {i})"):
+                for agent in wanted:
+                    terminated[i, self._index[agent]], truncated[i, self._index[agent]] = dead.get(agent, True), cut.get(agent, False)
+            cut_off = [agent for agent in wanted if (truncated & ~terminated)[i, self._index[agent]]]
+            self._write(i, observations, infos, env.agents, cut_off)
             if not env.agents:  # those that time cut off are alive in the last view: its value is theirs
                 self._active[i] = before[i] & ~terminated[i]
             ended[i] = not env.agents or self._steps[i] + 1 == self._config.max_steps
@@ -102,30 +105,60 @@ class ParallelTeams(Teams):
         self._reset(env)
         return episode
 
-    def _write(self, env: int, observations: Mapping[str, Any], infos: Mapping[str, Any], living: Sequence[str]) -> None:
-        """Lay what the agents of an environment see into the arrays. The last view of one that has just died is kept until then."""
+    def _place(self, env: int, agent: str) -> int:
+        """An agent's place in the team. Raises ``EnvironmentFault`` for one that is none of it."""
+        if agent not in self._index:
+            raise EnvironmentFault(f"{self._name}: {agent!r} (environment {env}) is not among possible_agents: {', '.join(self._index)}")
+        return self._index[agent]
+
+    def _read_rewards(self, env: int, earned: Mapping[str, Any], acted: Mapping[str, Any], into: np.ndarray) -> None:
+        """Lay rewards into a row of the team's. Raises ``EnvironmentFault``."""
+        for agent, reward in earned.items():
+            place = self._place(env, agent)
+            with environment_code(f"{self._name}: the reward of {agent} (environment {env})"):
+                into[place] = reward
+        if missing := [agent for agent in acted if agent not in earned]:
+            raise EnvironmentFault(f"{self._name}: step gave no reward of {missing[0]} (environment {env}), which has just acted")
+
+    def _write(
+        self, env: int, observations: Mapping[str, Any], infos: Mapping[str, Any], living: Sequence[str], cut_off: Sequence[str] = ()
+    ) -> None:
+        """Lay what the agents of an environment see into the arrays. The last view of one that has just died is kept until then.
+
+        Raises ``EnvironmentFault``, also where one of the ``living``, or of those that time has ``cut_off`` (whose last view has a
+        value), sees nothing.
+        """
         self._active[env] = False
         self._observations[env], self._masks[env] = self._blank, self._legal
+        for agent in (*living, *cut_off):
+            self._place(env, agent)
+            if agent not in observations:
+                raise EnvironmentFault(f"{self._name}: {agent} (environment {env}) has not died, but there is no observation of it")
         for agent, seen in observations.items():
-            i = self._index[agent]
-            mask = action_mask(seen, infos.get(agent, {}))
-            if isinstance(seen, Mapping):
-                seen = seen.get("observation", seen)
-            space = self._spaces[i]
-            flat = np.asarray(seen, np.float32).ravel() if isinstance(space, spaces.Box) else spaces.flatten(space, seen)
-            if len(flat) != spaces.flatdim(space):
-                raise EnvironmentFault(f"{self._name}: {agent} saw {len(flat)} numbers, its observation space has {spaces.flatdim(space)}")
-            self._observations[env, i, self._observer.places[i]] = flat
-            if mask is not None and self._doers[i].choices:
-                allowed, choices = np.asarray(mask, bool).ravel(), self._doers[i].choices
-                if len(allowed) != choices:
-                    raise EnvironmentFault(f"{self._name}: the action mask of {agent} has {len(allowed)} entries for {choices} choices")
+            i = self._place(env, agent)
+            with environment_code(f"{self._name}: the observation of {agent} (environment {env})"):
+                flat, mask = self._read(i, seen, infos.get(agent) or {})
+            places, choices = self._observer.places[i], self._doers[i].choices
+            if len(flat) != len(places):
+                raise EnvironmentFault(f"{self._name}: {agent} saw {len(flat)} numbers, its observation space has {len(places)}")
+            self._observations[env, i, places] = flat
+            if mask is not None and choices:
+                if len(mask) != choices:
+                    raise EnvironmentFault(f"{self._name}: the action mask of {agent} has {len(mask)} entries for {choices} choices")
                 self._masks[env, i] = False
-                self._masks[env, i, :choices] = allowed
+                self._masks[env, i, :choices] = mask
         for agent in living:
             self._active[env, self._index[agent]] = True
         # One that has died may choose anything: nothing comes of it.
         self._masks[env][~self._active[env]] = self._legal[~self._active[env]]
+
+    def _read(self, agent: int, seen: Any, info: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The numbers that an agent sees, and its action mask (bool), of whatever its environment said."""
+        mask, space = action_mask(seen, info), self._spaces[agent]
+        if isinstance(seen, Mapping):
+            seen = seen.get("observation", seen)
+        flat = seen if isinstance(space, spaces.Box) else spaces.flatten(space, seen)
+        return np.asarray(flat, np.float32).ravel(), None if mask is None else np.asarray(mask, bool).ravel()
 
 
 def action_mask(seen: Any, info: Mapping[str, Any]) -> Any:

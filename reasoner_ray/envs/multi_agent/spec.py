@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reasoner_ray.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,38 @@ class ActionLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """How what an agent observes itself is put before the network: a network that learnt from one way is blind to another."""
+
+    own: tuple[int, ...]  # [n]; how many numbers each agent observes
+    standardise: bool = False
+    features: tuple[tuple[int, int], ...] | None = None  # numbers and padded length of each part; None: all padding comes last
+
+    @classmethod
+    def of(cls, own: Sequence[int], config: MultiAgentConfig) -> Sight:
+        """As a job says it for agents that observe ``own`` numbers."""
+        features = None if config.features is None else tuple((int(size), int(to)) for size, to in config.features)
+        return cls(own=tuple(map(int, own)), standardise=config.standardise, features=features)
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> Sight:
+        """Back from what ``TeamSpec.to_dict`` or JSON made of it. Raises ``KeyError``, ``TypeError`` where it is something else."""
+        given = tree["features"]
+        features = None if given is None else tuple((int(size), int(to)) for size, to in given)
+        return cls(own=tuple(map(int, tree["own"])), standardise=bool(tree["standardise"]), features=features)
+
+    @property
+    def padded_to(self) -> list[int] | None:
+        """The padded length of each part; None where there are no parts."""
+        return None if self.features is None else [to for _, to in self.features]
+
+    @property
+    def gaps(self) -> bool:
+        """Whether padding lies between the parts."""
+        return any(size < to for size, to in (self.features or ())[:-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeamSpec:
     """A team: its agents, the length of their padded observations (agent's number included), their actions."""
 
@@ -63,6 +99,7 @@ class TeamSpec:
     observation: int
     actions: ActionLayout
     number: int | None = None  # how many of the observation's last places are the agent's number; None: not known
+    sight: Sight | None = None  # None: not known
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for files."""
@@ -74,12 +111,13 @@ class TeamSpec:
         actions = tree["actions"]
         least = {name: int(actions.get(name, 0)) for name in ("least_choices", "least_dims")}  # files from before padding have none
         layout = ActionLayout(choices=tuple(actions["choices"]), dims=tuple(actions["dims"]), **least)
-        number = tree.get("number")  # files from before it was kept have none
+        number, sight = tree.get("number"), tree.get("sight")  # files from before they were kept have none
         return cls(
             agents=tuple(tree["agents"]),
             observation=int(tree["observation"]),
             actions=layout,
             number=None if number is None else int(number),
+            sight=None if sight is None else Sight.from_dict(sight),
         )
 
     def difference(self, other: TeamSpec) -> str:
@@ -90,13 +128,13 @@ class TeamSpec:
             return f"observations of {self._seen()} there, {other._seen()} here"
         if self.actions != other.actions:
             return f"actions {self.actions} there, {other.actions} here"
-        return ""
+        return self._shown_otherwise(other)
 
     def misfit(self, other: TeamSpec) -> str:
         """Why a network for this team cannot act for ``other``, whose agents may be fewer or more; empty where it can."""
         sizes = [(t.actions.n_choices, t.actions.n_dims) for t in (self, other)]
         if sizes[0] == sizes[1] and not self._sees_otherwise(other):
-            return ""
+            return self._shown_otherwise(other)
         there, here = (
             f"observations of {team._seen()}, actions of {choices} choices and {dims} dimensions"
             for team, (choices, dims) in zip((self, other), sizes, strict=True)
@@ -107,6 +145,26 @@ class TeamSpec:
         """Whether observations lie elsewhere: a sum of equal size may be made of other parts."""
         known = self.number is not None and other.number is not None
         return self.observation != other.observation or (known and self.number != other.number)
+
+    def _shown_otherwise(self, other: TeamSpec) -> str:
+        """How equally long observations mean something else, in one sentence; empty where they do not, or where it is not known."""
+        if self.sight is None or other.sight is None:
+            return ""
+        if self.sight.standardise != other.sight.standardise:
+            was, now = (str(team.sight.standardise).lower() for team in (self, other) if team.sight)
+            return f"multi_agent.standardise={was} there, {now} here"
+        parts = self.sight.padded_to, other.sight.padded_to
+        # The numbers of a team that needs no padding may be the parts of any.
+        if parts[0] == parts[1] or not (self.sight.gaps or other.sight.gaps) or self._fills() or other._fills():
+            return ""
+        was, now = (f"padded to {to}" if to is not None else "none" for to in parts)
+        return f"multi_agent.features {was} there, {now} here"
+
+    def _fills(self) -> bool:
+        """Whether every place of an observation is an agent's own, although no parts of it are known."""
+        if self.sight is None or self.sight.features is not None or self.number is None:
+            return False
+        return min(self.sight.own) == self.observation - self.number
 
     def _seen(self) -> str:
         parts = "" if self.number is None else f" ({self.observation - self.number} seen, {self.number} for the agent's number)"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
-from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamSpec, TeamView
+from reasoner_ray.envs.multi_agent.spec import ActionLayout, Sight, TeamSpec, TeamView
 from reasoner_ray.errors import ConfigError, EnvironmentFault, EnvironmentProblem, ReasonerError
 
 
@@ -45,7 +45,13 @@ class Teams(ABC):
         self.n_envs = n_envs
         self._config, self._name = config, config.name
         self._observer = Observer(sizes, config)
-        self.spec = TeamSpec(agents=agents, observation=self._observer.size, actions=actions, number=self._observer.number)
+        self.spec = TeamSpec(
+            agents=agents,
+            observation=self._observer.size,
+            actions=actions,
+            number=self._observer.number,
+            sight=Sight.of(sizes, config),
+        )
         self._observations = self._observer.empty(n_envs)
         self._masks = np.repeat(actions.legal[None], n_envs, 0)
         self._active = np.ones((n_envs, len(agents)), bool)
@@ -128,12 +134,13 @@ def team_rewards(rewards: np.ndarray, active: np.ndarray, how: str) -> np.ndarra
 def ends(terminated: np.ndarray, truncated: np.ndarray, ended: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
     """``terminated`` and ``truncated`` bool [E, n] as credit reads them, of each agent's own flags and of whether its episode ended.
 
-    An agent that earns its own reward has no future once it has died; in a team the others earn for it until the episode
-    ends, and an episode in which any agent was cut off by time ended by time.
+    An agent that earns its own reward has no future once it has died, and ends by time where time cuts it off, whether or not the
+    others go on; in a team the others earn for it until the episode ends, and an episode in which any agent was cut off by time
+    ended by time.
     """
     over = ended[:, None]
     if how == "own":
-        return terminated, over & ~terminated
+        return terminated, (over | truncated) & ~terminated
     by_time = (truncated & ~terminated).any(-1, keepdims=True)
     shape = terminated.shape
     return np.broadcast_to(over & ~by_time, shape).copy(), np.broadcast_to(over & by_time, shape).copy()

@@ -192,6 +192,21 @@ def test_a_checkpoint_of_another_team_is_refused(tmp_path: Path) -> None:
         asyncio.run(driver(fewer).run(list_checkpoints(config.run_dir)[-1]))
 
 
+def test_segments_of_vmas_do_not_depend_on_evaluations_between_them(tmp_path: Path) -> None:
+    pytest.importorskip("vmas")
+    balance = {"name": "vmas", "args": {"scenario": "balance", "n_agents": 2}, "max_steps": 3}
+    config = job(tmp_path, multi_agent=balance)
+    watched, alone = RolloutWorker(config, 0), RolloutWorker(config, 0)
+    watched.load(alone.policy.state_dict().items())
+    seeds = [5, 6, 7]
+    alone_segments = [alone.collect(step, fresh=step == 0)[0] for step in range(2)]
+    first, seen = watched.collect(0, fresh=True)[0], watched.evaluate(seeds)
+    second = watched.collect(1, fresh=False)[0]
+    for segment, same in zip(alone_segments, (first, second), strict=True):
+        assert torch.equal(segment.observations, same.observations) and torch.equal(segment.rewards, same.rewards)
+    assert alone.evaluate(seeds) == seen, "nor evaluations on what was played before them"
+
+
 def test_figures_by_hand() -> None:
     episodes = [Episode(env=0, total=x, steps=5, truncated=x > 1) for x in (1.0, 3.0)]
     figures = evaluation(episodes)

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
-from pettingzoo import ParallelEnv
+from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.test import parallel_api_test
 
+from reasoner_ray.agents.mat.ppo import team_gae
 from reasoner_ray.envs.multi_agent.adapters import ENVIRONMENTS, make_teams, need
+from reasoner_ray.envs.multi_agent.batched import BatchedTeams
 from reasoner_ray.envs.multi_agent.parallel import ParallelTeams
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import TeamSpec
@@ -78,6 +81,33 @@ def test_agents_that_earn_for_themselves_have_no_future_once_dead() -> None:
     first, second = do(env, *WAIT), do(env, *WAIT)
     assert first.terminated.tolist() == second.terminated.tolist() == [[False, False, True]]
     assert second.rewards.tolist() == [[1.0, 1.0, 0.0]]
+
+
+class Leaving(Island):
+    """Time cuts c off after the first step; a and b go on. Nothing is earned."""
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        seen, earned, dead, cut, infos = super().step(actions)
+        if self._time == 1:
+            cut["c"], self.agents = True, ["a", "b"]
+        return seen, dict.fromkeys(earned, 0.0), dead, cut, infos
+
+
+def test_an_agent_that_time_cuts_off_alone_has_a_future() -> None:
+    """It is worth what its last view is, as if the others had been cut off too: with V = 10 everywhere nothing was gained or lost."""
+    env = ParallelTeams(lambda: Leaving(length=3), 1, MultiAgentConfig(name="leaving", reward="own"))
+    env.begin([0])
+    active, steps = [], []
+    for _ in range(3):
+        active.append(env._active.copy())
+        steps.append(do(env, *WAIT))
+    assert [step.truncated.tolist() for step in steps] == [[[False, False, True]], [[False, False, False]], [[True, True, False]]]
+    assert not steps[0].terminated.any() and not steps[0].ended.any()
+    ten = torch.full((3, 1, 3), 10.0)
+    flags = [torch.from_numpy(np.stack([getattr(step, name) for step in steps])) for name in ("terminated", "truncated")]
+    credit = team_gae(torch.zeros(3, 1, 3), ten, ten, *flags, gamma=1.0, gae_lambda=0.95)
+    acted = torch.from_numpy(np.stack(active))
+    assert acted.sum() == 7 and not credit.advantages[acted].any()
 
 
 @pytest.mark.parametrize("solved", [True, False])
@@ -150,6 +180,68 @@ def test_an_environment_that_cannot_begin_is_named() -> None:
         teams(1, spoils="reset").begin([0])
 
 
+class Careless(Island):
+    """What it says of its agents in the first step is spoilt."""
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        seen, earned, dead, cut, infos = super().step(actions)
+        told = {"observations": seen, "rewards": earned}
+        what, _, how = self._spoils.partition(" ")
+        if how == "of nobody":
+            told[what]["d"] = 1.0
+        elif how == "left out":
+            del told[what]["b"]
+        elif how == "as words":
+            told[what]["b"] = "plenty"
+        elif what == "agents":
+            self.agents.append("d")
+        elif what == "cut":
+            cut["b"], self.agents = True, ["a", "c"]
+            del seen["b"]
+        return seen, earned, None if what == "ends" else dead, cut, infos
+
+
+@pytest.mark.parametrize(
+    ("spoils", "message"),
+    [
+        ("observations of nobody", r"careless: 'd' \(environment 0\) is not among possible_agents: a, b, c"),
+        ("rewards of nobody", r"careless: 'd' \(environment 0\) is not among possible_agents: a, b, c"),
+        ("agents", r"careless: 'd' \(environment 0\) is not among possible_agents: a, b, c"),
+        ("observations left out", r"careless: b \(environment 0\) has not died, but there is no observation of it"),
+        ("cut", r"careless: b \(environment 0\) has not died, but there is no observation of it"),
+        ("rewards left out", r"careless: step gave no reward of b \(environment 0\), which has just acted"),
+        ("observations as words", r"careless: the observation of b \(environment 0\) raised ValueError"),
+        ("rewards as words", r"careless: the reward of b \(environment 0\) raised ValueError"),
+        ("ends", r"careless: what step said of ends \(environment 0\) raised AttributeError"),
+    ],
+)
+def test_what_an_environment_says_of_the_wrong_agents_or_of_none_is_a_fault(spoils: str, message: str) -> None:
+    env = ParallelTeams(lambda: Careless(spoils=spoils), 1, MultiAgentConfig(name="careless"))
+    env.begin([0])
+    with pytest.raises(EnvironmentFault, match=message):
+        do(env, *WAIT)
+
+
+def test_one_that_has_died_need_not_be_seen_again() -> None:
+    class Silent(Island):
+        def step(self, actions: dict[str, Any]) -> Any:
+            seen, *others = super().step(actions)
+            return {agent: sight for agent, sight in seen.items() if agent in self.agents}, *others
+
+    env = ParallelTeams(lambda: Silent(dies_at=1, length=3), 1, MultiAgentConfig(name="silent"))
+    env.begin([0])
+    assert do(env, *WAIT).view.observations[0, 2, :3].tolist() == [0, 0, 0]
+
+
+def test_spaces_that_cannot_be_read_are_a_fault() -> None:
+    class Boundless(Island):
+        def observation_space(self, agent: str) -> Any:
+            raise KeyError(agent)
+
+    with pytest.raises(EnvironmentFault, match="boundless: its agents and spaces raised KeyError: 'a'"):
+        ParallelTeams(Boundless, 1, MultiAgentConfig(name="boundless"))
+
+
 def test_who_is_alive_in_an_episode_s_last_view() -> None:
     """c died before the end by time, a and b were cut off by it; after an end by success nobody is alive."""
     for solved, alive in ((False, [True, True, False]), (True, [False] * 3)):
@@ -205,6 +297,100 @@ def test_a_users_own_environment_by_its_path() -> None:
     assert env.spec.agents == ("a", "b", "c")
     with pytest.raises(ConfigError, match=r"multi_agent\.args\.lenght: unknown key; did you mean 'length'"):
         make_teams(MultiAgentConfig(name="tests.agents.mat.worlds:make_island", args={"lenght": 4}), 2)
+
+
+class Turns(AECEnv):
+    """Agents that act one after the other."""
+
+
+def make_turns(*, render_mode: str | None = None) -> Turns:
+    """For ``multi_agent.name``."""
+    return Turns()
+
+
+def make_nothing(*, render_mode: str | None = None) -> Island:
+    """For ``multi_agent.name``."""
+    raise KeyError("an anchor")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        (
+            "gymnasium:make",
+            {"id": "CartPole-v1"},
+            r"multi_agent\.name: what gymnasium:make makes \(TimeLimit\) is no PettingZoo ParallelEnv",
+        ),
+        (
+            "tests.agents.mat.test_environments:make_turns",
+            {},
+            r"multi_agent\.name: .*make_turns makes an AECEnv.* teams need a ParallelEnv",
+        ),
+        (
+            "tests.agents.mat.test_environments:make_nothing",
+            {},
+            r"multi_agent\.args: .*make_nothing cannot be made with {}: KeyError: 'an anchor'",
+        ),
+    ],
+)
+def test_what_is_no_environment_of_a_team_is_refused(name: str, args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_teams(MultiAgentConfig(name=name, args=args), 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"scenario": "HalfChetah"}, r"multi_agent\.args\.scenario: mamujoco has no 'HalfChetah'; did you mean 'HalfCheetah'\?"),
+        ({"agent_obsk": -3}, r"multi_agent\.args\.agent_obsk: -3 is no number of joints"),
+        ({"agent_obsk": "all"}, r"multi_agent\.args\.agent_obsk: 'all' is no number of joints"),
+    ],
+)
+def test_arguments_that_mamujoco_does_not_know_are_refused(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_teams(MultiAgentConfig(name="mamujoco", args=args), 1)
+
+
+def test_a_partition_that_mamujoco_does_not_know_is_refused() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    with pytest.raises(ConfigError, match=r"multi_agent\.args: mamujoco cannot be made with .*UNKNOWN partitioning config: 6x2"):
+        make_teams(MultiAgentConfig(name="mamujoco", args={"agent_conf": "6x2"}), 1)
+
+
+class Radio:
+    """The interface of vmas' environments: one agent that pushes (-2 to 2) and speaks (0 to 1); it remembers what it was told."""
+
+    continuous_actions, vmas_random_state = True, [0, 0, 0]
+
+    def __init__(self) -> None:
+        self.agents = [type("Agent", (), {"name": "a"})()]
+        self.observation_space = [spaces.Box(-1.0, 1.0, (1,), np.float32)]
+        self.action_space = [spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))]
+
+    def reset(self, seed: int) -> list[torch.Tensor]:
+        return [torch.zeros(3, 1)]
+
+    def step(self, actions: list[torch.Tensor]) -> Any:
+        (self.told,) = actions
+        none = torch.zeros(3, dtype=torch.bool)
+        return [torch.zeros(3, 1)], [torch.zeros(3)], none, none, None
+
+
+def test_actions_in_a_batch_are_stretched_to_bounds_that_do_not_begin_at_minus_the_end() -> None:
+    env = Radio()
+    teams = BatchedTeams(env, 3, MultiAgentConfig(name="radio"))
+    teams.begin([0, 1, 2])
+    teams.step(np.array([[[-1.0, -1.0]], [[0.0, 0.0]], [[3.0, 0.5]]], np.float32))
+    assert env.told.tolist() == [[-2.0, 0.0], [0.0, 0.5], [2.0, 0.75]]
+
+
+def test_communication_of_vmas_is_within_its_bounds() -> None:
+    pytest.importorskip("vmas")
+    env = make_teams(MultiAgentConfig(name="vmas", args={"scenario": "simple_reference"}, max_steps=3), 2)
+    env.begin([0, 1])
+    n, parts = len(env.spec.agents), env.spec.actions.n_parts
+    for extreme in (-1.0, 1.0):
+        env.step(np.full((2, n, parts), extreme, np.float32))
 
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {

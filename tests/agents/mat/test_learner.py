@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from reasoner_ray.agents.mat.learner import MatLearner, load_network, load_weights
 from reasoner_ray.agents.mat.worker import RolloutWorker, Segment, join
+from reasoner_ray.agents.weights import WEIGHTS
 from reasoner_ray.config import JobConfig, derived_numbers, parse_config
 from reasoner_ray.errors import ConfigError, ModelError, NonFiniteError
 from tests.agents.mat.teams import team
@@ -188,8 +190,12 @@ def test_a_trained_network_is_written_and_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no network of kind mat"):
         load_network(tmp_path)
     wider = job(tmp_path, model={"path": str(tmp_path / "model")}, mat={"width": 16})
-    with pytest.raises(ModelError, match="the weights do not fit"):
+    with pytest.raises(ModelError, match=r"mat\.width was 8 and is 16 here"):
         MatLearner(wider, team=worker.team)
+    cut = load_file(tmp_path / "model" / WEIGHTS)
+    save_file(dict(list(cut.items())[1:]), tmp_path / "model" / WEIGHTS)
+    with pytest.raises(ModelError, match="the weights do not fit"):
+        load_network(tmp_path / "model")
 
 
 def test_segments_join_along_their_environments(tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def test_joint_advantage_is_that_of_the_living_agents_mean_value() -> None:
     assert each.advantages.tolist() == [[[5.0, 97.0]], [[-5.0, -99.0]]]
 
 
+def test_a_team_goes_on_when_one_agents_time_is_up() -> None:
+    rewards, zero = torch.tensor([[[0.0, 0.0]], [[0.0, 5.0]]]), torch.zeros(2, 1, 2)
+    active = torch.tensor([[[True, True]], [[False, True]]])
+    after = torch.tensor([[[False, True]], [[False, False]]])
+    cut = torch.tensor([[[True, False]], [[False, False]]])
+    ended = torch.tensor([[[False, False]], [[True, True]]])
+    credit = team_credit(rewards, zero, zero, ended, cut, active, after, advantage="joint", gamma=1.0, gae_lambda=1.0)
+    assert credit.advantages[0].tolist() == [[5.0, 5.0]], "what the other earns later counts for the step before"
+
+
 def test_normalisation_counts_the_living_alone() -> None:
     advantages, active = torch.tensor([1.0, 3.0, 1000.0]), torch.tensor([True, True, False])
     assert normalised(advantages, active)[:2].tolist() == pytest.approx([-1.0, 1.0], abs=1e-5)

@@ -218,3 +218,17 @@ def test_transfer_is_measured_on_runs_of_the_job_that_is_asked_for(tmp_path: Pat
     code = 3
     with pytest.raises(SystemExit, match="side-seed1 failed with exit code 3"):
         train("trainer.steps=6")
+
+
+@pytest.mark.parametrize("job_file", sorted(file.name for file in mat_transfer.JOBS.glob("*.yaml")))
+def test_a_tiny_measurement_asks_for_nothing_that_an_environment_does_not_have(job_file: str) -> None:
+    before = load_config(mat_transfer.JOBS / job_file).multi_agent
+    tiny = load_config(mat_transfer.JOBS / job_file, mat_transfer.tiny(mat_transfer.JOBS / job_file)).multi_agent
+    assert tiny.args.keys() == before.args.keys() and 5 in (tiny.max_steps, tiny.args.get("max_cycles"))
+
+
+def test_the_faulty_joint_is_not_among_those_that_are_pre_trained_on() -> None:
+    before, after = (load_config(mat_transfer.JOBS / f"half_cheetah_{name}.yaml").multi_agent for name in ("pretrain", "faulty"))
+    faults = [before.task(label).faulty for label in before.tasks]
+    assert after.faulty == {"agent_0": "all"} and {} in faults and len(faults) == 4
+    assert all("agent_0" not in fault for fault in faults) and before.args == after.args

@@ -27,7 +27,8 @@ def recording(rewards: list[float], first: float = 0.0) -> Recording:
     """States count from ``first``; actions are 0.5."""
     n = len(rewards)
     states = np.arange(first, first + n, dtype=np.float32)[:, None]
-    return Recording(states=states, actions=np.full((n, 1), 0.5, np.float32), rewards=np.array(rewards, np.float32))
+    actions, last = np.full((n, 1), 0.5, np.float32), np.array([first + n], np.float32)
+    return Recording(states=states, actions=actions, rewards=np.array(rewards, np.float32), last=last, truncated=False)
 
 
 UNITS = Units(mean=np.array([1.0], np.float32), std=np.array([2.0], np.float32), return_scale=10.0, no_action=NO_ACTION)
@@ -168,6 +169,17 @@ def test_data_that_cannot_be_learnt_from_is_one_clear_error(tmp_path: Path) -> N
     about = folder / "data" / "metadata.json"
     about.write_text(json.dumps(json.loads(about.read_text()))[:50])
     with pytest.raises(DataError, match="damaged or truncated"):
+        load_recordings(config)
+
+
+@pytest.mark.parametrize("number", [48, -1])
+def test_a_number_that_the_observation_space_does_not_have_is_named(tmp_path: Path, number: int) -> None:
+    """Neither an IndexError, nor the last place of the one-hot."""
+    world = {"id": "CliffWalking-v1", "max_steps": 5}
+    config = job(tmp_path, sequence={"world": world, "collect": {"episodes": 3}})
+    with h5py.File(tmp_path / "random-v0" / "data" / "main_data.hdf5", "a") as file:
+        file["episode_1/observations"][2] = number
+    with pytest.raises(DataError, match=rf"random-v0, episode 1, step 2: the observation {number} is none of the 48 from 0 on"):
         load_recordings(config)
 
 

@@ -21,13 +21,14 @@ from scipy.stats import spearmanr
 from reasoner_ray.agents.pool import Collected
 from reasoner_ray.agents.sequence.collect import collect
 from reasoner_ray.agents.sequence.driver import Parts, SequenceDriver, evaluation, spearman
-from reasoner_ray.agents.sequence.launch import evaluate, make_player
+from reasoner_ray.agents.sequence.launch import evaluate, make_player, train
 from reasoner_ray.agents.sequence.learner import SequenceLearner, Temperature
 from reasoner_ray.agents.sequence.network import load_network
 from reasoner_ray.agents.sequence.player import Player
 from reasoner_ray.agents.sequence.settings import OnlineConfig
 from reasoner_ray.agents.sequence.windows import sample
 from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
+from reasoner_ray.agents.weights import ABOUT
 from reasoner_ray.config import JobConfig, derived_numbers, to_yaml
 from reasoner_ray.envs.multi_agent.teams import Episode
 from reasoner_ray.errors import CheckpointError, ConfigError, ModelError, NonFiniteError
@@ -236,6 +237,39 @@ def test_a_network_is_not_asked_for_what_it_cannot_do(tmp_path: Path) -> None:
     ):
         with pytest.raises((ModelError, ConfigError), match=message):
             make_player(job(tmp_path, sequence={**numbers, **asked}), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        ({"return_scale": 10}, r"sequence\.return_scale was 1\.0 and is 10\.0 here; set them as they were"),
+        ({"activation": "gelu_new"}, r"sequence\.activation was relu and is gelu_new here"),
+        ({"heads": 4, "context": 2}, r"sequence\.context was 4 and is 2 here, sequence\.heads was 2 and is 4 here"),
+        ({"world": {"id": "MountainCar-v0", "max_steps": 24}}, r"in another environment than MountainCar-v0: Interface\(state=4"),
+        ({"world": {"id": "CartPole-v1", "max_steps": 30}}, r"knows 24 time steps, an episode here has up to 30; set sequence\.world"),
+    ],
+)
+def test_a_network_of_other_settings_is_not_gone_on_with(tmp_path: Path, sequence: dict[str, Any], message: str) -> None:
+    """Most leave every shape as it was; all are said by ``reasoner train`` before any actor starts."""
+    world = {"world": {"id": "CartPole-v1", "max_steps": 24}}
+    SequenceLearner(job(tmp_path, sequence=world)).export(tmp_path / "model")
+    folder = tmp_path / "other" if "world" in sequence else tmp_path
+    config = job(folder, sequence={**world, **sequence}, model={"path": str(tmp_path / "model")})
+    for begin in (SequenceLearner, train):
+        with pytest.raises(ModelError, match=message):
+            begin(config)
+
+
+def test_how_it_learns_may_change_and_what_was_not_saved_is_not_known(tmp_path: Path) -> None:
+    SequenceLearner(job(tmp_path)).export(tmp_path / "model")
+    path = {"path": str(tmp_path / "model")}
+    other = {"dropout": 0.0, "batch": 4, "init_std": 0.1, "targets": [0.5], "keep_top": 0.5}
+    SequenceLearner(job(tmp_path, sequence=other, model=path))
+    about = tmp_path / "model" / ABOUT
+    tree = json.loads(about.read_text())
+    del tree["sequence"]["return_scale"]
+    about.write_text(json.dumps(tree))
+    SequenceLearner(job(tmp_path, sequence={"return_scale": 10}, model=path))
 
 
 def test_rank_correlation_and_figures_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -186,20 +187,15 @@ def test_acting_step_by_step_is_what_training_sees(interface: Interface, drawn: 
     from reasoner_ray.agents.sequence.recordings import Recording, returns_to_go
     from reasoner_ray.agents.sequence.windows import stack
 
-    whole = Recording(states=states, actions=encoded, rewards=rewards)
+    whole = Recording(states=states, actions=encoded, rewards=rewards, last=states[-1], truncated=False)
     context, asked = Context(1, 5, interface, ours.units), returns_to_go(rewards)
     for time in range(8):
         now = context.push([0], states[time : time + 1], asked[time : time + 1], time)
         assert (now.actions[0, -1] == (0.0 if interface.choices else NO_ACTION)).all(), "its own action is not known yet"
         context.acted([0], encoded[time : time + 1])
         first = max(0, time - 4)
-        cut = stack(
-            [
-                ours.units.window(
-                    Recording(states=whole.states[: time + 1], actions=encoded[: time + 1], rewards=rewards[: time + 1]), first, 5
-                )
-            ]
-        )
+        so_far = replace(whole, states=states[: time + 1], actions=encoded[: time + 1], rewards=rewards[: time + 1])
+        cut = stack([ours.units.window(so_far, first, 5)])
         cut.returns[0, 4 - min(time, 4) :] = torch.from_numpy(asked[first : time + 1] / 2)
         cut.actions[0, -1] = now.actions[0, -1]
         for name in Windows.__dataclass_fields__:
