@@ -215,7 +215,7 @@ def plot(
 
         if len(runs) > 1:
             raise typer.BadParameter("one run an animation: give one folder and nothing else")
-        typer.echo(f"{out}: {animate_run(runs[0], out)}")
+        typer.echo(f"written to {out}: {animate_run(runs[0], out)}")
         return
     from reasoner_ray.plot import plot_runs
 

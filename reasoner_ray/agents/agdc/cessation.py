@@ -203,7 +203,9 @@ class Calibration:
         try:
             return Calibration(**json.loads(file.read_text()))
         except FileNotFoundError as error:
-            raise DataError(f"no calibration at {file} (agdc.cessation.calibration)") from error
+            raise DataError(
+                f"no calibration at {file} (agdc.cessation.calibration); fit one: reasoner eval JOB agdc.policy=dcee agdc.calibrate={file}"
+            ) from error
         except (ValueError, TypeError) as error:
             raise DataError(f"{file} holds no calibration: {error}") from error
 

@@ -23,7 +23,7 @@ from reasoner_ray.agents.agdc.evaluate import CALIBRATION_SEED, FIRST_SEED, Aren
 from reasoner_ray.agents.agdc.problem import Policy, make_problem
 from reasoner_ray.agents.agdc.rllib import TrainedPolicy, algorithm_config
 from reasoner_ray.agents.agdc.settings import AgdcConfig, CessationConfig
-from reasoner_ray.config import JobConfig, load_config
+from reasoner_ray.config import JobConfig, ModelConfig, load_config
 from reasoner_ray.errors import CheckpointError, ConfigError, LearnerLost
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.checkpoint import read_driver_state
@@ -46,6 +46,8 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
     for key in ("policy", "calibrate", "gif"):
         if getattr(config.agdc, key) != AgdcConfig.model_fields[key].default:
             raise ConfigError(f"agdc.{key} is for `reasoner eval`, and a training has no use for it; leave it out")
+    if config.model.path != ModelConfig.model_fields["path"].default:
+        raise ConfigError("model.path: a training of kind agdc begins with a new network; leave it out (--resume goes on with a run)")
     made = algorithm_config(config)
     make_arena(config.agdc)
     config, checkpoint = launch.choose_run(config, if_exists)
@@ -123,7 +125,8 @@ def animate_run(run: Path, file: Path) -> str:
     if config.kind != "agdc":
         raise ConfigError(f"{run} is a run of kind {config.kind}; `reasoner plot RUN --out FILE.gif` animates runs of kind agdc")
     policy = TrainedPolicy.load(run / "model", config.agdc)
-    return "the agent ended its search" if animate(make_arena(config.agdc), policy, FIRST_SEED, file) else "the time ran out"
+    ended = animate(make_arena(config.agdc), policy, FIRST_SEED, file)
+    return "the agent ends its search" if ended else "the agent is not sure before its time is up"
 
 
 def make_arena(agdc: AgdcConfig) -> Arena:

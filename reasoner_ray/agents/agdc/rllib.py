@@ -113,7 +113,8 @@ def algorithm_config(config: JobConfig) -> AlgorithmConfig:
             made.training(learner_config_dict={"zero_stage": learner.zero_stage, "timeout_s": learner.collective_timeout_s})
         made.validate()
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"agdc.settings: {agdc.algorithm} of RLlib does not take them: {error}") from error
+        why = str(error).partition("To suppress all validation errors")[0].strip()  # a job has no key for RLlib's advice
+        raise ConfigError(f"agdc.settings: {agdc.algorithm} of RLlib does not take them: {why}") from error
     return made
 
 
