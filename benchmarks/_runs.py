@@ -78,6 +78,8 @@ def _is_begun(config: JobConfig) -> bool:
 def _hold_equal(config: JobConfig, what: str, free: tuple[str, ...]) -> None:
     """Raises ``ConfigError``, with ``what``, where the run's own configuration differs from ``config`` in more than is ``free``."""
     run = config.run_dir
+    if not config.rollout.stop:
+        free = (*free, "rollout.stop")  # a run writes down those of its task
     there, wanted = (dict(_leaves(c.model_dump(mode="json"))) for c in (load_config(run / "config.yaml"), config))
     keys = sorted(key for key in there.keys() | wanted.keys() if not any(key == f or key.startswith(f"{f}.") for f in free))
     found = [key for key in keys if there.get(key) != wanted.get(key)]
