@@ -45,7 +45,9 @@ def kept(file: Path, settings: dict[str, Any], make: Callable[[], Any]) -> Any:
     Raises ``ConfigError`` where it was made with others.
     """
     if not file.is_file():
-        file.write_text(json.dumps({"settings": settings, "made": make()}, indent=1))
+        aside = file.with_suffix(".tmp")
+        aside.write_text(json.dumps({"settings": settings, "made": make()}, indent=1))
+        aside.replace(file)
     found = json.loads(file.read_text())
     wanted = json.loads(json.dumps(settings))
     if differ := sorted(key for key in found["settings"].keys() | wanted.keys() if found["settings"].get(key) != wanted.get(key)):

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from benchmarks._record import record
 from benchmarks._runs import kept, trained
 from reasoner_ray.config import load_config
-from reasoner_ray.errors import ReasonerError
+from reasoner_ray.errors import ConfigError, ReasonerError
 from reasoner_ray.prm.conditioning import control_text
 from reasoner_ray.trainer.launch import evaluate
 
@@ -39,7 +39,10 @@ def collected(job: Path, seed: int, args: argparse.Namespace) -> Path:
         return file.name
 
     settings = {"job": job.stem, **{key: getattr(args, key) for key in ("gamma", "tasks", "samples", "set")}}
-    return Path(args.out / kept(args.out / f"episodes-seed{seed}.json", settings, play))
+    made = Path(args.out / kept(args.out / f"episodes-seed{seed}.json", settings, play))
+    if not made.is_file():
+        raise ConfigError(f"{made} is gone, but not {made.with_suffix('.json')}, which says how it was made; delete that too")
+    return made
 
 
 def played(job: Path, name: str, options: list[str], args: argparse.Namespace) -> dict[str, float]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -78,10 +80,27 @@ def open_locked(path: Path) -> BinaryIO:
     file = path.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise CheckpointError(f"{path} is in use: another process is writing it") from error
+    except OSError as error:
+        file.close()
+        raise CheckpointError(
+            f"{path} cannot be locked ({error.strerror}); take a folder on a file system that has locks (flock)"
+        ) from error
     return file
+
+
+def remove_folder(folder: Path, journal: Path) -> None:
+    """Remove a folder with its ``journal``. Raises ``CheckpointError`` where another process still writes that.
+
+    It is renamed while the lock is held, so that nobody begins to write, and removed when no file of it is open: network file systems
+    keep open files in their folder.
+    """
+    aside = folder.with_name(f".{folder.name}-removed-{os.getpid()}")
+    with open_locked(journal) if journal.is_file() else nullcontext():
+        folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def as_line(record: Any) -> bytes:

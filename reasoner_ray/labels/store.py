@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from reasoner_ray.journal import as_line, entries, open_locked
+from reasoner_ray.journal import as_line, entries, remove_folder
 
 JOURNAL = "questions.jsonl"
 ROWS = 1000
@@ -21,9 +19,7 @@ COSTS = ("generated", "prompt", "prompt_computed")
 
 def remove_labels(folder: Path) -> None:
     """Remove a run's labels with all that lies beside their journal. Raises ``CheckpointError`` where another process still writes them."""
-    journal = folder / JOURNAL
-    with open_locked(journal) if journal.is_file() else nullcontext():  # held until it is gone, so that nobody begins to write
-        shutil.rmtree(folder)
+    remove_folder(folder, folder / JOURNAL)
 
 
 def solutions(path: Path) -> Iterator[dict[str, Any]]:

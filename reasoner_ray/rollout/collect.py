@@ -65,10 +65,14 @@ def _new_file(config: JobConfig) -> Path:
 def header_of(config: JobConfig, items: str) -> dict[str, Any]:
     """What all episodes of a file were played with. How many, and by how many workers, may change between its runs."""
     tree = config.model_dump(mode="json")
-    rollout = {k: tree["rollout"][k] for k in ("episode", "agent", "temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_turns")}
+    rollout = {k: tree["rollout"][k] for k in ("episode", "temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_turns")}
     rollout |= {"gamma": config.rollout.collect.gamma, "max_context": config.rollout.max_context, "stop": tree["rollout"]["stop"]}
+    rollout["agent"] = {key: value for key, value in tree["rollout"]["agent"].items() if key != "max_processes"}
+    if config.rollout.episode.startswith("search"):
+        rollout["search"] = tree["search"]
     data = {"task": tree["task"], "items": items, "seed": config.seed, "samples": config.trainer.samples_per_task}
-    return {"model": tree["model"], **data, "scorers": tree["scoring"]["scorers"], "rollout": rollout}
+    scoring = {key: tree["scoring"][key] for key in ("scorers", "process")}
+    return {"model": tree["model"], **data, **scoring, "rollout": rollout}
 
 
 async def _collect(config: JobConfig, groups: dict[str, Item], journal: Journal, progress: Counter) -> None:

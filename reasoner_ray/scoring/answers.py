@@ -15,8 +15,8 @@ COMPARE_SECONDS = 5.0
 """How long comparing two answers may take before its process is killed; they then count as different."""
 _ANSWER_IS = re.compile(r"(answer is:?|####)[ \t]*([^\n]+)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-# A point before a space ends a sentence (3.5 holds none), unless it is that of a title before a name.
-_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s)|[?!](?=\s+[A-Z])")
+# A point before a capital ends a sentence, unless it is that of a title or an initial; a single capital is an answer of its own (B).
+_SENTENCE_END = re.compile(r"(?:(?<![A-Z])|(?<=^[A-Z]))(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s+[A-Z](?!\.))|[?!](?=\s+[A-Z])")
 
 
 def final_answer(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from reasoner_ray.actor_calls import all_or_first_error
 from reasoner_ray.config import JobConfig, load_config, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import ConfigError, DataError
-from reasoner_ray.journal import as_line, open_locked
+from reasoner_ray.journal import as_line, open_locked, remove_folder
 from reasoner_ray.progress import show_progress
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.pool import ScorerPool
@@ -190,10 +189,10 @@ def prepare_folder(config: JobConfig, if_exists: IfExists) -> Path:
     if folder.exists() and if_exists not in ("overwrite", "resume"):
         raise ConfigError(f"{folder} exists. Go on with --resume, replace it with --overwrite, or set another name=...")
     results = folder / RESULTS_FILE
+    if folder.exists() and if_exists == "overwrite":
+        remove_folder(folder, results)
     with open_locked(results) if results.is_file() else nullcontext():
-        if folder.exists() and if_exists == "overwrite":
-            shutil.rmtree(folder)
-        elif folder.exists():
+        if folder.exists():
             _check_same_search(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(config))

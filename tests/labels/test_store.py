@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import signal
 import subprocess
@@ -119,6 +121,15 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
         Journal(path, HEADER)
     with pytest.raises(DataError, match="line 3"):
         export(path, "jsonl")
+
+
+def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(CheckpointError, match=r"cannot be locked \(Operation not supported\); take a folder on a file system"):
+        Journal(tmp_path / "q.jsonl", HEADER)
 
 
 def test_other_settings_and_a_second_process_are_refused(tmp_path: Path) -> None:

@@ -120,5 +120,8 @@ def test_what_cannot_be_collected_is_one_error(tmp_path: Path) -> None:
     other = job(tmp_path, seed=1, task={"name": "arithmetic", "control": "Quality 1 of 1.\n"})
     with pytest.raises(CheckpointError, match="begun with another seed, task; go on with its own settings"):
         Journal(tmp_path / "part", header_of(other, "items"))
-    more = job(tmp_path, rollout={"collect": {"tasks": 9, "gamma": 0.5}, "workers": 2})
+    judged = job(tmp_path, scoring={"process": {"scorer": "prm", "args": {"model": "runs/prm/model"}}})
+    with pytest.raises(CheckpointError, match="begun with another process;"):
+        Journal(tmp_path / "part", header_of(judged, "items"))
+    more = job(tmp_path, rollout={"collect": {"tasks": 9, "gamma": 0.5}, "workers": 2, "agent": {"max_processes": 3}})
     Journal(tmp_path / "part", header_of(more, "items"))  # more of the same, on more workers

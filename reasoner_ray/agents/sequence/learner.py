@@ -172,6 +172,11 @@ class SequenceLearner:
         self._updates_done = int(counters["updates_done"])
         if self.dual is not None and self.buffer is not None:
             self.dual.load_state_dict(counters["dual"])
+            if not all(hasattr(recording, "last") for recording in counters["buffer"]):  # unpickling fills in nothing
+                raise CheckpointError(
+                    f"{folder} was written by an earlier version, whose episodes lack their last observation; go on with that version, or "
+                    "begin a new run from its model"
+                )
             self.buffer.recordings = counters["buffer"]
 
     def export(self, folder: Path) -> None:

@@ -96,6 +96,8 @@ def sequence_problems(config: JobConfig) -> list[str]:
     sequence, learner, problems = config.sequence, config.learner, []
     if not sequence.data:
         problems.append("sequence.data: kind sequence learns from Minari data sets; name their folders (`reasoner collect` writes one)")
+    if sequence.collect.run is not None and sequence.collect.policy != "replay":
+        problems.append(f"sequence.collect.run: policy {sequence.collect.policy} has no run; set sequence.collect.policy=replay")
     if sequence.width % sequence.heads:
         problems.append(f"sequence.heads: {sequence.heads} does not divide sequence.width={sequence.width}")
     if (sequence.eval_context or 0) > sequence.context:
