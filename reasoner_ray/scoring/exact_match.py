@@ -22,9 +22,10 @@ class ExactMatch(AnswerScorer):
 
     def score(self, answer: Answer, item: Item) -> float:
         """1.0 or 0.0."""
-        return float(self._normal(answer.text) == self._normal(str(item.answer)))
+        return float(self.read_answer(answer.text) == self.read_answer(str(item.answer)))
 
-    def _normal(self, text: str) -> str:
+    def read_answer(self, text: str) -> str:
+        """What is compared, and what votes among solutions."""
         text = text.strip()
         for stop in self._stop:
             text = text.removesuffix(stop).strip()
@@ -50,6 +51,11 @@ class Numeric(AnswerScorer):
             return 0.0
         difference = abs(found[self._place] - reference[-1])
         return float(difference <= self._tolerance * abs(reference[-1]))
+
+    def read_answer(self, text: str) -> str:
+        """The number that is judged, which votes among solutions; '' for none."""
+        found = numbers_in(text)
+        return str(found[self._place]) if found else ""
 
 
 def numbers_in(text: str) -> list[Decimal]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.registry import load_dotted
 from reasoner_ray.scoring.answers import final_answer, group_answers
+from reasoner_ray.scoring.exact_match import ExactMatch, Numeric
 from reasoner_ray.scoring.number_game import final_expression
 from reasoner_ray.scoring.reasoning_gym import extract_answer
 
@@ -25,8 +26,13 @@ GroupAnswers = Callable[[Sequence[str]], list[int]]
 """Answers -> numbers, counted in the order they come; equal numbers for answers that mean the same."""
 _MATHEMATICAL = ("math", "numeric")  # scorers for which 1/2 and 0.5 are the same answer
 _NO_ANSWER = ("format", "overlong", "environment")  # scorers that do not look at an answer
-_READERS: dict[str, ReadAnswer] = {"exact_match": str.strip, "number_game": final_expression}
-"""By the scorer, where what it judges is not ``final_answer``."""
+_READERS: dict[str, Callable[[dict[str, Any]], ReadAnswer]] = {
+    "exact_match": lambda args: ExactMatch(**args).read_answer,
+    "numeric": lambda args: Numeric(**args).read_answer,
+    "number_game": lambda _: final_expression,
+    "reasoning_gym": lambda args: lambda text: extract_answer(text, args.get("extract", "tag")) or "",
+}
+"""By the scorer and its arguments, where what it judges is not ``final_answer``."""
 
 
 def judge_of(task: Task, scorers: Sequence[ScorerSpec]) -> tuple[str, dict[str, Any]]:
@@ -49,9 +55,10 @@ def answer_reader(name: str, task: Task, scorers: Sequence[ScorerSpec] = ()) -> 
         read: ReadAnswer = load_dotted(name, "search.read_answer")
         return read
     judge, args = judge_of(task, scorers)
-    if judge == "reasoning_gym" and "extract" in args:
-        return lambda text: extract_answer(text, args["extract"]) or ""
-    return getattr(task, "read_answer", _READERS.get(judge, final_answer))
+    if hasattr(task, "read_answer") and not args:  # arguments may have the scorer read otherwise than the task does
+        own: ReadAnswer = task.read_answer
+        return own
+    return _READERS[judge](args) if judge in _READERS else getattr(task, "read_answer", final_answer)
 
 
 def answer_grouper(how: SameAnswers, task: Task, scorers: Sequence[ScorerSpec] = ()) -> GroupAnswers:

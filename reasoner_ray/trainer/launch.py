@@ -123,7 +123,7 @@ def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
         from reasoner_ray.prm.evaluate import evaluate as evaluate_steps
 
         return evaluate_steps(config)
-    config, task, _ = load_task(config)
+    config, task, _ = load_task(asking_for_the_best(config))
     items = held_out_items(config, task)
     if not items:
         raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
@@ -145,6 +145,13 @@ def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
         return asyncio.run(run())
     finally:
         ray.shutdown()
+
+
+def asking_for_the_best(config: JobConfig) -> JobConfig:
+    """The job with the control text that ``supervised.condition`` taught for the best, where it names none of its own."""
+    if config.supervised.condition is None or config.task.control:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update={"control": best_control(config.supervised.condition)})})
 
 
 def choose_run(config: JobConfig, if_exists: IfExists) -> tuple[JobConfig, Path | None]:
@@ -191,8 +198,6 @@ def load_task(config: JobConfig) -> tuple[JobConfig, Task, PreTrainedTokenizerBa
     path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(path, trust_remote_code=config.model.trust_remote_code)
     check_tokenizer_matches(path, tokenizer)
-    if config.supervised.condition is not None and not config.task.control:
-        config = config.model_copy(update={"task": config.task.model_copy(update={"control": best_control(config.supervised.condition)})})
     task = get_task(config.task, config.seed)
     task.check()
     reward_terms(config.scoring, config.task)

@@ -15,7 +15,7 @@ from reasoner_ray.prm.conditioning import bucket_of, conditioned, control_text
 from reasoner_ray.prm.examples import Example
 from reasoner_ray.prm.settings import ConditionConfig
 from reasoner_ray.steps import Partial
-from reasoner_ray.trainer.launch import load_task
+from reasoner_ray.trainer.launch import asking_for_the_best, load_task
 from reasoner_ray.trainer.supervised import load_examples
 
 CONDITION = {"text": "reward {bucket} of {top}: ", "above": [0.0, 0.5]}
@@ -92,10 +92,12 @@ def test_what_cannot_work_is_refused(tmp_path: Path, tiny_model_dir: Path) -> No
 
 
 def test_a_policy_is_told_the_best_in_prompts_and_in_episodes(tmp_path: Path, tiny_model_dir: Path) -> None:
-    config, task, tokenizer = load_task(job(tmp_path, tiny_model_dir, condition=CONDITION))
+    taught = job(tmp_path, tiny_model_dir, condition=CONDITION)
+    config, task, tokenizer = load_task(asking_for_the_best(taught))
     assert config.task.control == "reward 2 of 2: ", "`reasoner eval` of the job that taught it asks for the best"
     (item,) = task.held_out()[:1]
     assert tokenizer.decode(task.render(item, tokenizer)) == f"reward 2 of 2: {item.prompt}"
+    assert load_task(taught)[1].control == "", "labels and searches record prompts as they are"
     told = parse_config({"model": {"path": str(tiny_model_dir)}, "task": {"control": "reward 0 of 2: "}})
     assert load_task(told)[0].task.control == "reward 0 of 2: " == load_task(told)[1].control
     plain, task, _ = load_task(job(tmp_path, tiny_model_dir))

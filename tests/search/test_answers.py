@@ -107,3 +107,12 @@ def test_the_jobs_own_scorer_decides() -> None:
     gym = get_task(TaskConfig(name="reasoning_gym", args={"dataset": "chain_sum"}))
     last_line = [ScorerSpec(name="task", args={"extract": "last_line"})]
     assert answer_reader("auto", gym, last_line)("<answer>4</answer>\n5 ") == "5"
+
+
+def test_numbers_and_texts_vote_as_their_scorers_read_them() -> None:
+    task = get_task(TaskConfig(name="arithmetic"))
+    numeric = answer_reader("auto", task, [ScorerSpec(name="numeric")])
+    assert numeric("The answer is 5. That leaves 7") == "7", "the last number is graded"
+    assert answer_reader("auto", task, [ScorerSpec(name="numeric", args={"which": "first"})])("5, then 7") == "5"
+    exact = answer_reader("auto", task, [ScorerSpec(name="exact_match", args={"stop": [";"], "ignore_case": True})])
+    assert exact(" Yes;") == exact("yes") == "yes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,16 +65,9 @@ def test_posterior_of_the_position_equals_the_one_on_a_grid() -> None:
         assert float(weights[x < border].sum()) == pytest.approx(float(exact[grid[:, 0] < border].sum()), abs=0.04)
 
 
-TRUTHS = 1000
-
-
-@pytest.fixture(scope="module")
-def coverage() -> dict[str, tuple[int, list[int]]]:
-    """Of ``TRUTHS`` drawn from the prior: how many lie in the region, and in each parameter's interval, of nine tenths.
-
-    The particles and moves are those of jobs/agdc.
-    """
-    n, environment = TRUTHS, SourceTermConfig()
+def coverage(n: int, **belief_settings: Any) -> tuple[int, list[int]]:
+    """Of ``n`` truths drawn from the prior: how many lie in the region, and in each parameter's interval, of nine tenths."""
+    environment = SourceTermConfig()
     estimates = ESTIMATES.expand(n, 4)
     stream = torch.Generator().manual_seed(11)
     prior = SourcePrior(environment)
@@ -83,28 +77,31 @@ def coverage() -> dict[str, tuple[int, list[int]]]:
     means = concentration(truth, at_ground(places))  # [n, T]
     readings = read_sensor(means, torch.randn(means.shape, generator=stream), torch.rand(means.shape, generator=stream), environment.sensor)
     at_truth = prior.log_density(truth, estimates) + log_likelihood(means, readings, environment.sensor).sum(-1, keepdim=True)
-    covered = {}
-    for move, steps in (("posterior", 3), ("reading", 1)):
-        belief = ParticleBelief(BeliefConfig.model_validate({"particles": 300, "move": move, "move_steps": steps}), environment, n, seed=2)
-        walk(belief, places, readings, estimates)
-        density = prior.log_density(belief.particles, estimates) + belief._log_likelihood
-        above = (belief.weights * (density > at_truth)).sum(-1)
-        ranks = (belief.weights[..., None] * (belief.particles < truth)).sum(1)
-        each = ((ranks >= 0.05) & (ranks <= 0.95)).sum(0).tolist()
-        covered[move] = (int((above <= 0.9).sum()), each)
-    return covered
+    belief = ParticleBelief(BeliefConfig.model_validate(belief_settings), environment, n, seed=2)
+    walk(belief, places, readings, estimates)
+    density = prior.log_density(belief.particles, estimates) + belief._log_likelihood
+    above = (belief.weights * (density > at_truth)).sum(-1)
+    ranks = (belief.weights[..., None] * (belief.particles < truth)).sum(1)
+    return int((above <= 0.9).sum()), ((ranks >= 0.05) & (ranks <= 0.95)).sum(0).tolist()
 
 
-def test_the_truth_lies_in_the_region_of_nine_tenths_nine_times_out_of_ten(coverage: dict[str, tuple[int, list[int]]]) -> None:
-    region, intervals = coverage["posterior"]
-    low, high = stats.binom.interval(0.999, TRUTHS, 0.9)
+def test_the_truth_lies_in_the_region_of_nine_tenths_nine_times_out_of_ten() -> None:
+    region, intervals = coverage(160, particles=400, move="posterior", move_steps=6)
+    low, high = stats.binom.interval(0.999, 160, 0.9)
     assert low <= region <= high
-    # three moves leave the intervals a little narrow: nine tenths hold 0.83 to 0.88 of the truths
-    assert all(stats.binom.interval(0.999, TRUTHS, 0.83)[0] <= covered <= high for covered in intervals), intervals
+    assert all(low <= covered <= high for covered in intervals), intervals
 
 
-def test_published_moves_are_over_confident(coverage: dict[str, tuple[int, list[int]]]) -> None:
-    assert max(coverage["reading"][1]) < stats.binom.ppf(1e-4, TRUTHS, 0.83)
+def test_so_it_does_with_the_jobs_own_particles_and_moves() -> None:
+    belief = load_config(ROOT / "jobs" / "agdc" / "base.yaml").agdc.belief
+    region, _ = coverage(1000, **belief.model_dump())
+    low, high = stats.binom.interval(0.999, 1000, 0.9)
+    assert low <= region <= high
+
+
+def test_published_moves_are_over_confident() -> None:
+    _, intervals = coverage(160, particles=400, move="reading", move_steps=1)
+    assert max(intervals) < stats.binom.ppf(1e-4, 160, 0.9)
 
 
 def test_one_reading_reweights_by_its_likelihood() -> None:
