@@ -1,16 +1,25 @@
 """Many episodes of FoodPreparation at once on one CPU engine: environment steps a second, and memory over 10,000 episodes.
 
 The real worker and engine, without Ray: ``--at-once`` episodes run as coroutines, each finished one is followed by another.
+
+FoodPreparation has few states, so as the job stands almost every list of candidates was scored before. Where earlier turns stay in the
+context, almost none was and the engine works for each action; --small takes a model of random weights for that, of the same form, so that
+10,000 episodes are a matter of minutes:
+    python -m benchmarks.agent_episodes --small --name agent_episodes_history --set rollout.agent.history_tokens=160 rollout.max_turns=20
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks._record import record
 from reasoner_ray.config import JobConfig, load_config
@@ -39,15 +48,31 @@ async def run(config: JobConfig, episodes: int, at_once: int) -> dict[str, Any]:
 
     await asyncio.gather(*(player() for _ in range(at_once)))
     seconds = time.perf_counter() - began
+    requests = worker.stats()["tokens"]  # each scores the next tokens of one node
     worker.close()
     return {
         "episodes": episodes,
         "episodes_at_once": at_once,
         "actions": turns,
         "actions_per_s": turns / seconds,
+        "requests_to_the_engine": requests,
         "memory_mib_after_each_tenth": memory,
         "memory_growth_mib_last_nine_tenths": memory[-1] - memory[0],
     }
+
+
+def small_model(name: str, folder: Path) -> Path:
+    """A folder with a random model of ``name``'s architecture and tokenizer, 64 wide and two layers deep."""
+    source = resolve_model(name)
+    shape = AutoConfig.from_pretrained(source)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    for key, value in sizes.items():
+        setattr(shape, key, value)
+    shape.head_dim = 32
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+    return folder
 
 
 def main() -> None:
@@ -56,10 +81,17 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=256)
     parser.add_argument("--job", default="jobs/agents/food_preparation.yaml")
+    parser.add_argument("--small", action="store_true", help="a small random model in place of the job's")
+    parser.add_argument("--name", default="agent_episodes", help="of the record")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of the job")
     args = parser.parse_args()
-    config = load_config(args.job, [f"rollout.max_groups_per_worker={args.at_once}"])
-    resolve_model(config.model.path)
-    record("agent_episodes", settings=vars(args), figures=asyncio.run(run(config, args.episodes, args.at_once)))
+    config = load_config(args.job, [f"rollout.max_groups_per_worker={args.at_once}", *args.set])
+    with tempfile.TemporaryDirectory() as folder:
+        if args.small:
+            config.model.path = str(small_model(config.model.path, Path(folder)))
+        resolve_model(config.model.path)
+        figures = asyncio.run(run(config, args.episodes, args.at_once))
+    record(args.name, settings=vars(args), figures=figures)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,7 @@ class SequenceConfig(Section):
     heads: int = Field(1, ge=1, description="attention heads; divides width")
     activation: str = Field("relu", description="of the blocks, by its name in transformers")
     dropout: float = Field(0.1, ge=0, lt=1)
-    init_std: float = Field(
-        0.02,
-        gt=0,
-        description="deviation of the blocks' first weights: 0.02 in transformers, 0.2 in jobs/sequence/key_to_door_dt.yaml",
-    )
+    init_std: float = Field(0.02, gt=0, description="deviation of the blocks' first weights")
     time_embedding: bool = Field(True, description="add a learnt vector for the time step to the tokens of the step")
     return_scale: float = Field(1.0, gt=0, description="returns are divided by it before the network sees them (hopper: 1000)")
     batch: int = Field(64, ge=1, description="windows an optimiser step")
