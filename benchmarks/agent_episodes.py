@@ -87,9 +87,8 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.job, [f"rollout.max_groups_per_worker={args.at_once}", *args.set])
     with tempfile.TemporaryDirectory() as folder:
-        if args.small:
-            config.model.path = str(small_model(config.model.path, Path(folder)))
-        resolve_model(config.model.path)
+        path = small_model(config.model.path, Path(folder)) if args.small else resolve_model(config.model.path)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(path)})})
         figures = asyncio.run(run(config, args.episodes, args.at_once))
     record(args.name, settings=vars(args), figures=figures)
 
