@@ -89,7 +89,9 @@ def _commit() -> str:
     root = Path(__file__).parent.parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True).stdout
+        # Records of other benchmarks change nothing that is measured here.
+        status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"]
+        changed = subprocess.run(status, cwd=root, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"
     return head + ("+changes" if changed.strip() else "")
