@@ -1,11 +1,12 @@
-"""Many episodes of FoodPreparation at once on one CPU engine: environment steps a second, and memory over 10,000 episodes.
+"""Many episodes of an environment at once on one CPU engine: environment steps a second, and memory over 10,000 episodes.
 
 The real worker and engine, without Ray: ``--at-once`` episodes run as coroutines, each finished one is followed by another.
 
-FoodPreparation has few states, so as the job stands almost every list of candidates was scored before. Where earlier turns stay in the
-context, almost none was and the engine works for each action; --small takes a model of random weights for that, of the same form, so that
-10,000 episodes are a matter of minutes:
-    python -m benchmarks.agent_episodes --small --name agent_episodes_history --set rollout.agent.history_tokens=160 rollout.max_turns=20
+FoodPreparation has few states, so as the job stands almost every list of candidates was scored before. In an environment of many states,
+with earlier turns in the context, most were not, and the engine works for each action; --small takes a model of random weights for that,
+of the same form, so that 10,000 episodes are a matter of minutes:
+    python -m benchmarks.agent_episodes --small --job jobs/agents/tomato_lettuce_salad.yaml --name agent_episodes_engine \\
+        --set rollout.agent.history_tokens=600 rollout.max_context=1024 rollout.max_turns=4
 """
 
 from __future__ import annotations
