@@ -59,6 +59,20 @@ class StepLabels(Supervised):
         return LossOutput(loss=loss, metrics={"loss": loss.detach(), "step_accuracy": average(right, inputs)})
 
 
+class Verdicts(Supervised):
+    """A generative judge: cross-entropy of its verdict on a step, mean over the steps of the update.
+
+    The label p weighs the two tokens it may say (Zhang et al. 2024, arXiv 2408.15240, which has p of 0 or 1).
+    """
+
+    name = "judge"
+
+    def loss(self, inputs: LossInputs, settings: AlgorithmSettings) -> LossOutput:
+        """``-p log pi(yes) - (1 - p) log pi(no)``, nats; twice the mean over tokens, as a step has two."""
+        loss = average(-2 * inputs.returns * inputs.logprobs, inputs)
+        return LossOutput(loss=loss, metrics={"loss": loss.detach()})
+
+
 class StateValues(Supervised):
     """A value model: mean of ``(z - v)^2`` over the ends of the question, of each step and of the answer.
 
@@ -76,7 +90,7 @@ class StateValues(Supervised):
         return LossOutput(loss=loss, metrics={"loss": loss.detach(), "value_error": average(error.detach().abs(), inputs)})
 
 
-SUPERVISED: dict[str, type[Supervised]] = {objective.name: objective for objective in (Imitation, StepLabels, StateValues)}
+SUPERVISED: dict[str, type[Supervised]] = {objective.name: objective for objective in (Imitation, StepLabels, Verdicts, StateValues)}
 
 
 def objective_of(config: JobConfig) -> tuple[Algorithm[Any], AlgorithmSettings]:
@@ -84,7 +98,7 @@ def objective_of(config: JobConfig) -> tuple[Algorithm[Any], AlgorithmSettings]:
     if config.kind == "rl":
         algorithm = get_algorithm(config.algorithm.name)
         return algorithm, algorithm.settings(config.algorithm.settings)
-    objective = SUPERVISED[config.kind]()
+    objective = SUPERVISED["judge" if config.supervised.head == "judge" else config.kind]()
     return objective, objective.settings({})
 
 

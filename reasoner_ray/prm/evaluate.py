@@ -18,6 +18,7 @@ from reasoner_ray.data.records import Record, read_records
 from reasoner_ray.errors import ConfigError, DataError
 from reasoner_ray.models import load_tokenizer, resolve_model
 from reasoner_ray.prm.examples import Example, encode_steps, read_examples, render_prompt, split, target_of, value_targets
+from reasoner_ray.prm.judge import judge_args
 from reasoner_ray.prm.metrics import first_error, first_error_metrics, step_metrics, value_metrics
 from reasoner_ray.registry import check_arguments
 from reasoner_ray.steps import Partial
@@ -67,7 +68,8 @@ def evaluate(config: JobConfig) -> dict[str, float]:
     try:
         check_arguments(StepModelSpec, settings.scorer, "supervised.scorer", reserved=("model", "policy"))
         path = config.model.path
-        pool = StepModelPool(StepModelSpec(model=path, policy=path, **({"dtype": config.model.dtype, "kept_tokens": 0} | settings.scorer)))
+        args = {"dtype": config.model.dtype, "kept_tokens": 0} | (judge_args(settings) if settings.head == "judge" else settings.scorer)
+        pool = StepModelPool(StepModelSpec(model=path, policy=path, **args))
         return asyncio.run(evaluate_model(pool, kind, settings, examples, benches))
     finally:
         ray.shutdown()

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reasoner_ray.data.records import Record, read_records
 from reasoner_ray.data.tasks import Item, Task, is_held_out, render
 from reasoner_ray.errors import DataError
+from reasoner_ray.prm.judge import Asked, Asker
 from reasoner_ray.prm.readings import imitate, read_at
 from reasoner_ray.steps import Partial
 
@@ -49,10 +50,11 @@ class Example:
     labels: tuple[float | None, ...] = ()  # one a step, in [0, 1]; None: not known
     reward: float | None = None
     unknown: bool = False  # its record has a place for what is to be learnt, and nothing in it
+    asked: Asked | None = None  # how a judge is asked about it, where one is taught
 
     def unfit(self, kind: Kind, settings: SupervisedConfig) -> str | None:
         """Why this solution is left out; None where it is learnt."""
-        if len(self.partial.tokens) > settings.max_tokens:
+        if max(len(self.partial.tokens), self.asked.longest if self.asked else 0) > settings.max_tokens:
             return f"longer than supervised.max_tokens={settings.max_tokens}"
         if kind == "sft" and settings.learn_above is None:
             return None
@@ -68,11 +70,13 @@ class Example:
         if kind == "sft":
             return imitate(partial, name=self.id)
         if kind == "prm":
-            known = [(end, label) for end, label in zip(partial.ends, self.labels, strict=False) if label is not None]
+            known = [(step, label) for step, label in enumerate(self.labels) if label is not None]
             if not known:
                 raise DataError(f"{self.where}: no step has a label; kind prm needs `labels`, one a step")
             targets = [target_of(label, settings) for _, label in known]
-            return read_at(partial.tokens, [end for end, _ in known], targets, name=self.id)
+            if self.asked is not None:
+                return self.asked.trajectory([step for step, _ in known], targets, name=self.id)
+            return read_at(partial.tokens, [partial.ends[step] for step, _ in known], targets, name=self.id)
         if self.reward is None:
             raise DataError(f"{self.where}: no `reward`; kind value needs the reward of the whole solution")
         targets = value_targets(self.reward, len(partial.ends), settings.gamma)
@@ -101,12 +105,14 @@ def read_examples(
     """
     kept: list[Example] = []
     left_out: Counter[str] = Counter()
+    asker = Asker(settings, tokenizer) if settings.head == "judge" else None
     for name in names:
         if name == "task":
             found: Iterable[Example] = (_of_item(item, settings, tokenizer) for item in (task.train() if task else ()))
         else:
             found = (example_of(record, kind, settings, tokenizer, str(Path(name).name)) for record in read_records(name))
-        for example in found:
+        for each in found:
+            example = each if asker is None else replace(each, asked=asker.ask(each.partial))
             reason = example.unfit(kind, settings)
             if reason is not None:
                 left_out[reason] += 1

@@ -40,6 +40,8 @@ class StepModelSpec:
     policy: str  # the model whose tokens are scored
     format: Format = "auto"  # auto: a folder that was trained here, Qwen2.5-Math-PRM's, or Math-Shepherd's by its name
     question: str | None = None
+    yes: str = "Yes"  # a judge's verdicts, one token each
+    no: str = "No"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     tokens_per_microbatch: int = 8192
     kept_tokens: int = 16_384  # whose keys and values are remembered; 0: none, for data that comes once
@@ -49,7 +51,9 @@ class StepModelSpec:
     threads: int | None = None  # None: all cores it may use
 
     def __post_init__(self) -> None:
-        """Raises ``ConfigError`` for a number of workers or tokens that cannot be."""
+        """Raises ``ConfigError`` for a number of workers or tokens that cannot be, and for verdicts of a model that has none."""
+        if self.format != "judge" and (self.yes, self.no) != ("Yes", "No"):
+            raise ConfigError("the step model's args.yes and args.no are the verdicts of a judge; set its args.format to judge")
         for name, lowest in (("workers", 1), ("tokens_per_microbatch", 1), ("kept_tokens", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
@@ -74,8 +78,9 @@ def load_step_model(spec: StepModelSpec) -> StepModel:
         _check_same_tokenizer(spec)
         return ProcessModel(spec.model, dtype=spec.dtype, tokens_per_microbatch=spec.tokens_per_microbatch, kept_tokens=spec.kept_tokens)
     cls: Any = {"qwen": formats.QwenModel, "math_shepherd": formats.MathShepherdModel, "judge": formats.JudgeModel}[kind]
+    verdicts = {"yes": spec.yes, "no": spec.no} if kind == "judge" else {}
     model: StepModel = cls(
-        spec.model, spec.policy, question=spec.question, dtype=spec.dtype, tokens_per_microbatch=spec.tokens_per_microbatch
+        spec.model, spec.policy, question=spec.question, dtype=spec.dtype, tokens_per_microbatch=spec.tokens_per_microbatch, **verdicts
     )
     return model
 

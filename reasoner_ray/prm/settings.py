@@ -50,6 +50,11 @@ class SupervisedConfig(Section):
     chat: bool = Field(False, description="a prompt that is text becomes the user's message in the tokenizer's chat template")
     separator: str = Field("\n\n", min_length=1, description="written after each step of a text record but the last")
     end_of_text: bool = Field(True, description="whether a text record's solution ends with the tokenizer's end-of-text token")
+    head: Literal["scalar", "judge"] = Field(
+        "scalar",
+        description="prm: scalar puts a head on the model; judge teaches the chat model itself to say Yes or No when it is asked whether "
+        'a step is correct, as the scorers\' judge asks (scorer: {question: ..., "yes": ..., "no": ...}, with quotes in YAML)',
+    )
     labels: Literal["soft", "hard"] = Field("soft", description="prm: soft takes a label as the step's probability, hard makes it 0 or 1")
     hard_above: float = Field(0.0, ge=0, lt=1, description="hard: labels above this are 1 (0: right if any completion was, Math-Shepherd)")
     learn_above: float | None = Field(
@@ -89,8 +94,9 @@ def kind_defaults(tree: dict[str, Any]) -> dict[str, Any]:
     if tree.get("kind") == "sequence":
         return sequence_defaults(tree)
     head = {"critic": "joint", "critic_hidden": ()}
-    defaults: dict[Any, dict[str, Any]] = {"sft": {"critic": "none"}, "prm": head, "value": head}
-    learner = tree.get("learner", {})
+    supervised, learner = tree.get("supervised"), tree.get("learner", {})
+    judged = isinstance(supervised, dict) and supervised.get("head") == "judge"
+    defaults: dict[Any, dict[str, Any]] = {"sft": {"critic": "none"}, "prm": {"critic": "none"} if judged else head, "value": head}
     kind = tree.get("kind", "rl")
     if not isinstance(kind, str) or kind not in defaults or not isinstance(learner, dict):
         return tree
@@ -102,7 +108,9 @@ def supervised_problems(config: JobConfig) -> list[str]:
     learner, kind, problems = config.learner, config.kind, []
     if kind == "sft" and learner.critic != "none":
         problems.append(f"learner.critic: kind sft trains no value head; set learner.critic=none (got {learner.critic!r})")
-    if kind != "sft" and learner.critic != "joint":
+    if config.supervised.head == "judge":
+        problems += _judge_problems(config)
+    elif kind != "sft" and learner.critic != "joint":
         problems.append(f"learner.critic: kind {kind} is a head that trains the model with it; set learner.critic=joint")
     for key in ("updates_per_step", "epochs"):
         if getattr(learner, key) != 1:
@@ -118,6 +126,26 @@ def supervised_problems(config: JobConfig) -> list[str]:
         problems.append(f"supervised.processbench: files need names of their own, other than eval (got {', '.join(names)})")
     if kind != "sft" and "task" in config.supervised.data:
         problems.append(f"supervised.data: a task has solutions without labels, which kind {kind} needs; name files of labelled records")
+    return problems
+
+
+def _judge_problems(config: JobConfig) -> list[str]:
+    """Of a job whose model is to judge with its own words."""
+    settings, problems = config.supervised, []
+    if config.kind != "prm":
+        return [
+            f"supervised.head: a judge is taught by labels of steps; take kind: prm, or supervised.head=scalar (got kind {config.kind})"
+        ]
+    if config.learner.critic != "none":
+        problems.append(f"learner.critic: a judge answers with its LM head; set learner.critic=none (got {config.learner.critic!r})")
+    if config.rollout.temperature != 1:
+        problems.append("rollout.temperature: a judge is asked at temperature 1; leave it at 1")
+    if settings.scorer.get("format", "judge") != "judge":
+        problems.append(
+            f"supervised.scorer.format: supervised.head=judge is scored as a judge (got {settings.scorer['format']!r}); leave it out"
+        )
+    if settings.scorer.get("yes", "Yes") == settings.scorer.get("no", "No"):
+        problems.append("supervised.scorer.yes, supervised.scorer.no: the verdicts must differ")
     return problems
 
 

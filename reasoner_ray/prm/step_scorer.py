@@ -21,7 +21,8 @@ class PrmStepScorer:
 
     ``model`` is a folder that ``kind: prm`` or ``kind: value`` wrote, a checkpoint of Qwen2.5-Math-PRM's format, Math-Shepherd's
     (``peiyi9979/math-shepherd-mistral-7b-prm``), or with ``format`` math_shepherd or judge another model; ``question`` is the
-    regular expression that finds the question in the policy's prompt, for models that read text. See ``StepModelSpec``.
+    regular expression that finds the question in the policy's prompt, for models that read text; ``yes`` and ``no`` are a judge's
+    verdicts. See ``StepModelSpec``.
     """
 
     name = "prm"
@@ -33,6 +34,8 @@ class PrmStepScorer:
         model: str,
         format: Format = "auto",
         question: str | None = None,
+        yes: str = "Yes",
+        no: str = "No",
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
         tokens_per_microbatch: int = 8192,
         kept_tokens: int = 16_384,
@@ -48,6 +51,8 @@ class PrmStepScorer:
             policy=context.config.model.path,
             format=format,
             question=question,
+            yes=yes,
+            no=no,
             dtype=dtype,
             tokens_per_microbatch=tokens_per_microbatch,
             kept_tokens=kept_tokens,

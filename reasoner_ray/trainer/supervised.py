@@ -21,6 +21,7 @@ from reasoner_ray.learner.predict import predict_stored
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, read_config, resolve_model
 from reasoner_ray.prm.conditioning import best_examples, conditioned
 from reasoner_ray.prm.examples import Example, read_examples, split
+from reasoner_ray.prm.judge import verdict_logits
 from reasoner_ray.prm.metrics import step_metrics, value_metrics
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.checkpoint import check_resumable, read_driver_state
@@ -187,7 +188,7 @@ class SupervisedDriver(StepDriver):
             if self._held_out_ref is None:
                 self._held_out_ref = self.parts.store(self._held_out)
             shares = await self.parts.learners.run(predict_stored, [self._held_out_ref])
-            figures = held_out_metrics(self._kind, self._held_out, shares, self.config.supervised.threshold)
+            figures = held_out_metrics(self._kind, self._held_out, shares, self.config.supervised)
             self.last_eval = {f"eval/{name}": value for name, value in figures.items()} | {"time/eval_s": time.perf_counter() - began}
             self.parts.tracker.eval(self.step, self.last_eval)
         self._evaluated_at = self.step
@@ -212,7 +213,7 @@ def _check_resumable(state: dict[str, Any], config: JobConfig, order: DataOrder)
 
 
 def held_out_metrics(
-    kind: Kind, trajectories: Sequence[Trajectory], shares: Sequence[tuple[torch.Tensor, torch.Tensor]], threshold: float
+    kind: Kind, trajectories: Sequence[Trajectory], shares: Sequence[tuple[torch.Tensor, torch.Tensor]], settings: SupervisedConfig
 ) -> dict[str, float]:
     """The figures of ``kind`` from what the ranks said (``predict``) of ``trajectories``."""
     targets = flatten(trajectories).rewards
@@ -223,5 +224,7 @@ def held_out_metrics(
         loss = -float(said.double().mean())
         return {"loss": loss, "perplexity": math.exp(min(loss, 100.0)), "tokens": float(len(said))}
     if kind == "prm":
-        return step_metrics(np.asarray(torch.sigmoid(said)), np.asarray(targets), threshold)
+        if settings.head == "judge":
+            said, targets = verdict_logits(said, targets)
+        return step_metrics(np.asarray(torch.sigmoid(said)), np.asarray(targets), settings.threshold)
     return value_metrics(np.asarray(said), np.asarray(targets))
