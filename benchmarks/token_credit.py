@@ -83,6 +83,7 @@ def summarise(folder: Path, episodes: int) -> dict[str, Any]:
         "actions_to_half_success": reached[0] if reached else None,
         "minutes": steps[-1]["time/minutes"],
         "best_eval_return_greedy": max(r[_training(r, "discounted_return")] for r in evals),
+        "final_eval_return_greedy": evals[-1][_training(evals[-1], "discounted_return")],
         "eval": {key.removeprefix("eval/"): value for key, value in evals[-1].items() if key.startswith("eval/") and value is not None},
         "sampled": {key.removeprefix("eval/"): value for key, value in sampled(folder, episodes).items()} if episodes else {},
         "curve": {
@@ -109,7 +110,7 @@ def figures_of(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Lists with one value a seed; a seed that never got half its episodes right is left out of that figure and counted."""
     figures: dict[str, Any] = {}
     for algorithm, runs in results.items():
-        for key in ("final_success_sampled", "final_return_sampled", "best_eval_return_greedy", "minutes"):
+        for key in ("final_success_sampled", "final_return_sampled", "best_eval_return_greedy", "final_eval_return_greedy", "minutes"):
             figures[f"{algorithm}_{key}"] = [r[key] for r in runs]
         reached = [r["actions_to_half_success"] for r in runs if r["actions_to_half_success"] is not None]
         figures[f"{algorithm}_seeds_that_reached_half_success"] = len(reached)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from reasoner_ray.algorithms.base import Algorithm, register_algorithm
@@ -68,7 +69,8 @@ class Etpo(Algorithm[EtpoSettings]):
     its inner targets the KL of the next action's token; here both follow the paper. Policy and critic step together, by
     AdamW at two learning rates. lambda_token and lambda_action above 0 (the paper's value) mix what followed into the
     targets as Peng's Q(lambda) does: y = r + gamma ((1 - lambda) V(x') + lambda (y' - beta KL(x'))), with y' that of the
-    token taken in x'. A truncated episode ends with what it earned: the cut is an end, nothing is bootstrapped.
+    token taken in x'. An episode that its environment's own limit cut ends with what it earned. One that only a limit of ours
+    cut goes on: the state behind the cut, whose actions nobody listed, is taken to be worth what the one before its last action is.
     """
 
     name = "etpo"
@@ -79,8 +81,9 @@ class Etpo(Algorithm[EtpoSettings]):
         if streams.target_q is None or streams.kl is None:
             raise ValueError("etpo needs streams.target_q and streams.kl, which a soft critic gives")
         toll = settings.beta * streams.kl  # V(x) pays for the choice made in x, Q(x, w) only for those after it
+        values = streams.target_q - toll
         credit = hierarchical_gae(
-            replace(streams, values=streams.target_q - toll, rewards=streams.rewards - toll),
+            replace(streams, values=values, rewards=streams.rewards - toll, bootstrap=_last_known(streams, values)),
             gamma_token=1.0,
             gamma_action=settings.gamma_action,
             lambda_token=settings.lambda_token,
@@ -116,3 +119,13 @@ class Etpo(Algorithm[EtpoSettings]):
 
     def target_decay(self, settings: EtpoSettings) -> float:
         return settings.target_decay
+
+
+def _last_known(streams: TokenStreams, values: torch.Tensor) -> torch.Tensor:
+    """The value of the state before each trajectory's last action, float32 [n], from those of all tokens [K]."""
+    starts = torch.cat([streams.action_end.new_ones(min(1, streams.n_tokens)), streams.action_end[:-1]])
+    place = torch.where(starts, torch.arange(streams.n_tokens, device=values.device), 0).cummax(0).values
+    ends = streams.trajectory_end.nonzero()[:, 0]
+    found = values.new_zeros(streams.n_trajectories)
+    found[streams.trajectory_index[ends]] = values[place[ends]]
+    return found

@@ -290,7 +290,9 @@ def _metrics(value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise _bad('info["metrics"]', value, "a mapping")
     numbers = {str(name): _number(number) for name, number in value.items() if isinstance(number, Real)}
-    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+    finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
+    left_out = len(value) - len(finite)
+    return finite | ({"metrics_left_out": float(left_out)} if left_out else {})
 
 
 def _bad(field: str, value: Any, wanted: str) -> EnvironmentFailure:

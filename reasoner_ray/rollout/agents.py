@@ -162,6 +162,9 @@ def _longest(episode: _Episode, result: StepResult) -> int:
 async def _choose(episode: _Episode, result: StepResult) -> str:
     context, texts = episode.context, _listed(episode, result)
     candidates = tuple(context.encode(text) for text in texts)
+    if len(set(candidates)) < len(candidates):
+        alike = [text.strip() for text, c in zip(texts, candidates, strict=True) if candidates.count(c) > 1]
+        raise EnvironmentFailure("bad_result", f"{episode.host.name} lists actions that are the same tokens to this model: {alike}")
     divisors = tuple(divisor(text, c, context.agent.normalisation) for text, c in zip(texts, candidates, strict=True))
     context.on_request()
     scored = await context.candidates.score(episode.builder.tokens, candidates, divisors)

@@ -88,9 +88,9 @@ def test_a_table_learns_the_soft_optimum() -> None:
     assert (toy.policy() - toy.rho.exp()).abs().max() > 0.3, "the optimum is far from where the policy began"
 
 
-def soft_streams(status: Status = Status.FINISHED) -> TokenStreams:
+def soft_streams(status: Status = Status.FINISHED, *, unended: bool = False) -> TokenStreams:
     """An action of three tokens that earns 1, one of a token that earns 2; an episode of one token that earns 4."""
-    streams = make_streams(make_trajectory([(3, 1.0), (1, 2.0)], status=status), make_trajectory([(1, 4.0)]))
+    streams = make_streams(make_trajectory([(3, 1.0), (1, 2.0)], status=status, unended=unended), make_trajectory([(1, 4.0)]))
     return replace(streams, target_q=torch.tensor([5.0, 3.0, 7.0, 0.5, 9.0]), kl=torch.tensor([1.0, 0.2, 0.6, 0.1, 2.0]))
 
 
@@ -100,6 +100,17 @@ def test_targets_by_hand(status: Status) -> None:
     credit = etpo.credit(soft_streams(status), etpo.settings({"beta": 0.5, "gamma_action": 0.8}))
     # V = 4.5, 2.9, 6.7, 0.45, 8: inside the action the next V as it is, at its end R + gamma V, at the end R alone
     assert credit.returns.tolist() == pytest.approx([2.9, 6.7, 1 + 0.8 * 0.45, 2.0, 4.0])
+
+
+def test_an_episode_that_only_our_limit_ended_goes_on_with_the_last_value_known() -> None:
+    etpo = get_algorithm("etpo")
+    settings = etpo.settings({"beta": 0.5, "gamma_action": 0.8})
+    credit = etpo.credit(soft_streams(Status.TRUNCATED, unended=True), settings)
+    assert credit.returns.tolist() == pytest.approx([2.9, 6.7, 1 + 0.8 * 0.45, 2 + 0.8 * 0.45, 4.0])
+    # an action of several tokens: the state before its first, V = 4.5, not the one before its last
+    cut = make_streams(make_trajectory([(3, 1.0)], status=Status.TRUNCATED, unended=True))
+    cut = replace(cut, target_q=torch.tensor([5.0, 3.0, 7.0]), kl=torch.tensor([1.0, 0.2, 0.6]))
+    assert etpo.credit(cut, settings).returns.tolist() == pytest.approx([2.9, 6.7, 1 + 0.8 * 4.5])
 
 
 def test_targets_that_look_to_the_outcome_by_hand() -> None:

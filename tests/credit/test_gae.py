@@ -117,7 +117,7 @@ def test_an_episode_that_only_our_limit_ended_goes_on_with_the_bootstrap_value()
     cut, timed_out = (make_trajectory([(1, 1.0)], status=Status.TRUNCATED, unended=unended) for unended in (True, False))
     streams = make_streams(cut, timed_out, values=[2.0, 2.0], bootstrap=[10.0, 10.0])
     assert gae(streams, 1.0, 0.5, 1.0, 1.0).advantages.tolist() == [4.0, -1.0]
-    without = make_streams(cut, timed_out, values=[2.0, 2.0])  # etpo looks no further
+    without = make_streams(cut, timed_out, values=[2.0, 2.0])  # a critic that values no state after the last
     assert gae(without, 1.0, 0.5, 1.0, 1.0).advantages.tolist() == [-1.0, -1.0]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import get_task
@@ -208,3 +210,12 @@ def test_lists_are_needed_where_actions_are_chosen(tiny_model_dir: Path, tokeniz
 
     with pytest.raises(ConfigError, match="this episode plays environments; task.name=arithmetic has none"):
         asyncio.run(run())
+
+
+def test_actions_that_a_tokenizer_does_not_tell_apart_fail_their_episode(tiny_model_dir: Path, tokenizer: Any) -> None:
+    blind = copy.deepcopy(tokenizer)
+    blind.backend_tokenizer.normalizer = normalizers.Lowercase()
+    (t,), summary, _ = play(tiny_model_dir, blind, {}, lists=["go left", "Go Left"])
+    assert t.status is Status.FAILED and "the same tokens" in summary["error"] and "'Go Left'" in summary["error"]
+    (good,), _, _ = play(tiny_model_dir, tokenizer, {}, lists=["go left", "Go Left"])
+    assert good.status is Status.TRUNCATED

@@ -18,7 +18,7 @@ class Corridor(gymnasium.Env[str, str]):
 
     failures_left = 0
 
-    def __init__(self, how: str = "", limit: int = 6, lists: bool = True) -> None:
+    def __init__(self, how: str = "", limit: int = 6, lists: bool | list[str] = True) -> None:
         self.observation_space, self.action_space = spaces.Text(200), spaces.Text(50)
         self.how, self.limit, self.lists = how, limit, lists
 
@@ -49,4 +49,5 @@ class Corridor(gymnasium.Env[str, str]):
         return f"room {self.place}, you"
 
     def _info(self) -> dict[str, Any]:
-        return {"success": False, "invalid": False, **({"admissible": ["go left", "go right"]} if self.lists else {})}
+        listed = self.lists if isinstance(self.lists, list) else ["go left", "go right"]
+        return {"success": False, "invalid": False, **({"admissible": listed} if listed and self.lists else {})}
