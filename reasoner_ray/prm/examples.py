@@ -29,6 +29,7 @@ from reasoner_ray.errors import DataError
 from reasoner_ray.prm.judge import Asked, Asker
 from reasoner_ray.prm.readings import imitate, read_at
 from reasoner_ray.steps import Partial
+from reasoner_ray.tokens import continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,7 +159,7 @@ def example_of(record: Record, kind: Kind, settings: SupervisedConfig, tokenizer
 
 def encode_steps(prompt: Sequence[int], steps: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, end_of_text: bool) -> Partial:
     """``steps`` after ``prompt``, each encoded by itself; an end-of-text token belongs to the last. Raises ``ValueError``."""
-    pieces = [[int(t) for t in tokenizer.encode(step, add_special_tokens=False)] for step in steps]
+    pieces = [list(continuation(tokenizer, step)) for step in steps]
     if end_of_text and pieces:
         pieces[-1].append(int(tokenizer.eos_token_id))
     partial = Partial.root(prompt)

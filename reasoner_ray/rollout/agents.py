@@ -127,7 +127,7 @@ class _Episode:
 
     def _without_room(self, room: int, result: StepResult) -> Trajectory:
         """What becomes of an episode whose first observation is too long."""
-        needed = len(self.context.first_tokens) + len(self.context.encode(result.observation)) + room
+        needed = len(self.context.first_tokens) + len(self.context.begin(result.observation)) + room
         text = f"{self.host.name}: its first observation and an action take {needed} tokens; set rollout.max_context above {needed - 1}"
         return self.builder.build(Status.FAILED, error=f"{text} (it is {self.context.max_context})", error_type="no_room")
 
@@ -139,7 +139,7 @@ class _Episode:
                 break
             kept.insert(0, turn)
         goes_on = bool(self.turns) and len(kept) == len(self.turns)
-        new = context.encode(f"\n{observation}" if kept else observation)
+        new = context.encode(f"\n{observation}") if kept else context.begin(observation)
         old = self.builder.tokens if goes_on else [*context.first_tokens, *chain.from_iterable(kept)]
         if len(old) + len(new) + room > context.max_context:
             return False

@@ -12,13 +12,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import ConfigError, DataError
 from reasoner_ray.registry import Registry
 from reasoner_ray.rollout.engine import Engine, Generation, Sampling
+from reasoner_ray.tokens import beginning, continuation, opening
 from reasoner_ray.trajectory import Status, Trajectory, TrajectoryBuilder
 
 if TYPE_CHECKING:
@@ -76,21 +76,19 @@ class EpisodeContext:
     @property
     def first_tokens(self) -> tuple[int, ...]:
         """What every context begins with: what the tokenizer writes before any text (a token, or nothing), and the control text."""
-        return (*_encode(self.tokenizer, "", True), *self.encode(self.task.control))
+        return (*opening(self.tokenizer), *beginning(self.tokenizer, self.task.control))
+
+    def begin(self, text: str) -> tuple[int, ...]:
+        """Token ids of the first text of a context, behind ``first_tokens``."""
+        return (continuation if self.task.control else beginning)(self.tokenizer, text)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a piece of text within a context, without special tokens."""
-        return _encode(self.tokenizer, text, False)
+        """Token ids of a piece of text that goes on from what a context holds, without special tokens."""
+        return continuation(self.tokenizer, text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text an environment or scorer reads; end-of-text and other special tokens left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
-@lru_cache(maxsize=65_536)
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[int, ...]:
-    """Episodes meet the same observations and actions over and over."""
-    return tuple(int(t) for t in tokenizer.encode(text, add_special_tokens=special))
 
 
 Episode = Callable[[EpisodeContext, Item], Awaitable[list[Trajectory]]]
