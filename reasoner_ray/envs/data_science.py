@@ -22,6 +22,8 @@ from reasoner_ray.sandbox.program import Status, decode_array
 FAILED_REWARD = -1.0
 MAX_ACTION = 20_000
 """Characters of an action; a longer one is an error."""
+STARTING_S = 5.0
+"""Seconds for a program's process to begin and end."""
 FORBIDDEN = ("GridSearchCV(",)
 UNREADABLE = ("SyntaxError", "IndentationError", "TabError", "TooLong", "Forbidden")
 """Errors of an action that is no program that may run."""
@@ -105,7 +107,7 @@ class DataScience(gymnasium.Env[str, str]):
     ) -> None:
         """``dataset``: balance-scale, tic-tac-toe, wine, iris, digits, breast-cancer, breast-w, diabetes, kidney-stone, or the
         path of a .csv file whose column ``target`` is predicted. ``timeout_s``: seconds for each split.
-        ``isolation``: the weakest level of the sandbox that will do.
+        ``isolation``: the weakest level of the sandbox that will do. ``longest_step_s``: seconds that a step may take.
 
         Raises ``ConfigError``, ``DataError`` for a broken file (with its line), and ``EnvironmentProblem`` where a package
         is missing or this machine cannot shut programs in.
@@ -120,6 +122,7 @@ class DataScience(gymnasium.Env[str, str]):
         check_splits(self._table, self._halves)
         limits = Limits(seconds=timeout_s, cpu_seconds=math.ceil(2 * timeout_s))
         self._sandbox = Sandbox(limits, minimum=isolation, hidden=places_of_labels(dataset), preload=PRELOAD)
+        self.longest_step_s = splits * (timeout_s + STARTING_S)
         self._used = 0
         self._is_over = True
         self.observation_space = gymnasium.spaces.Text(2 * MAX_ACTION + 4000, charset=_CHARACTERS)

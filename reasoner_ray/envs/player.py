@@ -107,6 +107,18 @@ class Player:
         """Make the environment. Raises ``ConfigError`` or ``EnvironmentProblem`` where that fails."""
         self._env = _make(self._spec)
 
+    def check_limit(self) -> None:
+        """Raises ``ConfigError`` where an environment's own ``longest_step_s`` is more than a step in a process of its own may take.
+
+        A step that ends late by the environment's rules is a result; broken off, it would be a failure, whose episode is played again.
+        """
+        longest = getattr(self._env and self._env.unwrapped, "longest_step_s", 0.0)
+        if longest > self._spec.timeout_s:
+            raise ConfigError(
+                f"task.args.timeout_s: a step of {self._spec.name} may take {longest:g} seconds and would be broken off after "
+                f"{self._spec.timeout_s:g}; set it to {longest:g} or more"
+            )
+
     def reset(self, seed: int) -> StepResult:
         """Begin an episode. Raises ``EnvironmentFailure``."""
         if self._env is None:
@@ -179,6 +191,7 @@ def serve(pipe: Connection, spec: str) -> None:
 
     def build() -> Callable[[tuple[str, Any]], StepResult | EnvironmentFailure]:
         player.make()
+        player.check_limit()
         return answer
 
     child_process.serve(pipe, build)

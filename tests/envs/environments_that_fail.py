@@ -136,3 +136,9 @@ DISASTERS: dict[str, Callable[[], object]] = {
 
 def nothing() -> None:
     """No environment at all."""
+
+
+class Slow(Obey):
+    """Says how long a step may take."""
+
+    longest_step_s = 45.0

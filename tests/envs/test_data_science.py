@@ -301,6 +301,10 @@ def test_rare_classes_are_refused(make: Any, tmp_path: Path) -> None:
         make(str(path), "kind")
 
 
+def test_it_says_how_long_a_step_may_take(make: Any) -> None:
+    assert make(splits=2, timeout_s=4).unwrapped.longest_step_s >= 2 * 4
+
+
 def test_arguments_are_checked(make: Any) -> None:
     for arguments in ({"tries": 0}, {"splits": -1}, {"timeout_s": 0.0}, {"isolation": "strong"}):
         with pytest.raises(ConfigError):

@@ -353,6 +353,14 @@ def test_check_environment() -> None:
         check_environment(spec(on_make="os._exit"))
 
 
+def test_a_limit_that_would_break_off_what_the_environment_ends_itself_is_refused() -> None:
+    slow = OBEY.replace("Obey", "Slow")
+    with pytest.raises(ConfigError, match=r"task.args.timeout_s: a step of .*Slow may take 45 seconds .* set it to 45 or more"):
+        check_environment(EnvironmentSpec(id=slow, timeout_s=44))
+    check_environment(EnvironmentSpec(id=slow, timeout_s=45))
+    check_environment(EnvironmentSpec(id=slow, timeout_s=44, isolate=False))  # nothing breaks off a step there
+
+
 def test_an_unknown_id_is_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
