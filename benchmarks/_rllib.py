@@ -162,8 +162,9 @@ class NormalisedLearner(PPOTorchLearner):
 
 
 def learning_curve(config: JobConfig, *, central: bool, ppo: PpoSettings) -> list[dict[str, float]]:
-    """Evaluations of RLlib's PPO, trained for as many environment steps as ``config`` takes (or up to a hundredth more, see below); as often
-    as it and from the same seeds.
+    """Evaluations of RLlib's PPO, trained for as many environment steps as ``config`` takes; as often as it and from the same seeds.
+
+    It may take up to a hundredth more (see below).
 
     Raises ``ConfigError`` for teams that one module cannot act for, ``EnvironmentFault``.
     """

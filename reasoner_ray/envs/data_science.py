@@ -93,6 +93,8 @@ class DataScience(gymnasium.Env[str, str]):
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own name and type)
+    multiline = True
+    """For ``reasoner play``: an action takes several lines."""
 
     def __init__(
         self,

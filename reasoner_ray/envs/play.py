@@ -38,7 +38,8 @@ def play(
     """One episode of ``env_id`` (a Gymnasium id, the bare name of a built-in environment, or ``module:Class``).
 
     Each line of ``source`` (standard input) is the number of an action, its text, or ``q``; the end of the input ends
-    the game too. ``out`` (standard output) gets what the player sees.
+    the game too. Where the environment lists no actions and its class says ``multiline = True``, an action is all lines
+    up to an empty one. ``out`` (standard output) gets what the player sees.
 
     Raises ``ConfigError`` where there is no such environment or it does not take ``kwargs``, ``EnvironmentProblem`` where
     it needs something that is not installed or fails.
@@ -67,7 +68,10 @@ def _game(player: Player, seed: int, source: TextIO, console: Console) -> Played
     played, result = Played(), player.reset(seed)
     while not played.finished:
         _show(console, result)
-        action = _ask(console, source, result.admissible or [])
+        if player.is_multiline and result.admissible is None:
+            action = _ask_lines(console, source)
+        else:
+            action = _ask(console, source, result.admissible or [])
         if action is None:
             break
         result = player.step(action)
@@ -88,6 +92,21 @@ def _show(console: Console, result: StepResult) -> None:
     console.print(Panel(Text(result.observation)))
     for number, action in enumerate(result.admissible or [], start=1):
         console.print(Text(f"{number:>3}  {action}"))
+
+
+def _ask_lines(console: Console, source: TextIO) -> str | None:
+    """The next action, of several lines; None where the player leaves."""
+    console.print("lines, then an empty line to end them, or q > ", end="")
+    lines: list[str] = []
+    while line := source.readline():
+        if line.strip() == "q" and not lines:
+            break
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            return "".join(lines)
+    console.print()
+    return "".join(lines) or None
 
 
 def _ask(console: Console, source: TextIO, admissible: list[str]) -> str | None:

@@ -82,6 +82,7 @@ class StepResult:
     invalid: bool  # it did not understand the action
     metrics: dict[str, float]  # finite numbers it reports of itself
     duration: int = 1  # of its steps that the action took: a macro action takes several
+    error_type: str | None = None  # why the action failed, in the environment's own words; the episode goes on
 
 
 class EnvironmentFailure(Exception):
@@ -106,6 +107,11 @@ class Player:
     def make(self) -> None:
         """Make the environment. Raises ``ConfigError`` or ``EnvironmentProblem`` where that fails."""
         self._env = _make(self._spec)
+
+    @property
+    def is_multiline(self) -> bool:
+        """Whether an action may take several lines: the environment's class says ``multiline = True``."""
+        return bool(getattr(self._env and self._env.unwrapped, "multiline", False))
 
     def check_limit(self) -> None:
         """Raises ``ConfigError`` where an environment's own ``longest_step_s`` is more than a step in a process of its own may take.
@@ -244,6 +250,7 @@ def _read(observation: Any, reward: Any, terminated: Any, truncated: Any, info: 
         invalid=_flag('info["invalid"]', info.get("invalid", False)),
         metrics=_metrics(info.get("metrics", {})),
         duration=_duration(info.get("steps_taken", 1)),
+        error_type=_error_type(info.get("error_type")),
     )
 
 
@@ -256,6 +263,10 @@ def _text(field: str, value: Any) -> str:
         except UnicodeEncodeError as error:
             raise EnvironmentFailure("bad_result", f"{field} cannot be encoded: {error}") from error
     return str(value)
+
+
+def _error_type(value: Any) -> str | None:
+    return None if value is None else _text('info["error_type"]', value)
 
 
 def _reward(value: Any) -> float:

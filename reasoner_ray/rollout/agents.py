@@ -94,7 +94,7 @@ class _Episode:
     async def play(self, policy: _Policy) -> Trajectory:
         """To the environment's end or a limit. Raises ``EnvironmentFailure``."""
         context, texts = self.context, list[str]()
-        total, invalid = 0.0, 0
+        total, invalid, error_types = 0.0, 0, Counter[str]()
         result = await self.host.reset(int(self.item.info["seed"]))
         while self.turn < context.max_turns and not (result.terminated or result.truncated):
             if not self._observe(result.observation, policy.room(self, result)):
@@ -110,6 +110,7 @@ class _Episode:
             if reward:
                 self.builder.add_reward(reward)
             total, invalid = total + result.reward, invalid + int(result.invalid)
+            error_types.update([result.error_type] if result.error_type else [])
             self.turn += 1
         if not result.terminated:
             self._observe(result.observation, 1)  # the state after the last action, for a critic that looks beyond the cut
@@ -123,7 +124,8 @@ class _Episode:
             **result.metrics,
         }
         status = Status.FINISHED if result.terminated else Status.TRUNCATED
-        return self.builder.build(status, unended=unended, metrics=metrics, transcript=" | ".join(text.strip() for text in texts))
+        said = {"error_types": dict(error_types), "transcript": " | ".join(text.strip() for text in texts)}
+        return self.builder.build(status, unended=unended, metrics=metrics, **said)
 
     def _without_room(self, room: int, result: StepResult) -> Trajectory:
         """What becomes of an episode whose first observation is too long."""

@@ -17,6 +17,18 @@ class Bracketed(gymnasium.Env[str, str]):
         return "over", 1.0, True, False, {"admissible": [], "success": action == "[bold]run"}
 
 
+class Programs(Bracketed):
+    """Shows what it was given; an empty line is no part of it."""
+
+    multiline = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        return "write", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return repr(action), 1.0, True, False, {"success": True}
+
+
 class Broken(Bracketed):
     """Fails at the first action."""
 

@@ -36,6 +36,7 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "half a step": ("o", 1.0, False, False, {"admissible": ["go", "stay"], "steps_taken": 0.5}),
     "action twice": ("o", 1.0, False, False, {"admissible": ["go", "stay", "go"]}),
     "success as number": ("o", 1.0, False, False, {"success": 3}),
+    "error type as number": ("o", 1.0, False, False, {"error_type": 7}),
     "metrics as list": ("o", 1.0, False, False, {"metrics": [1]}),
 }
 

@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from reasoner_ray.envs import data_science_sets
 from reasoner_ray.envs.data_science import FAILED_REWARD, FAILURES, MAX_ACTION, DataScience, function_body, score
 from reasoner_ray.envs.data_science_sets import Table, load_table, places_of_labels, read_csv
+from reasoner_ray.envs.player import EnvironmentSpec, Player
 from reasoner_ray.errors import ConfigError, DataError, EnvironmentProblem
 from reasoner_ray.sandbox.levels import isolation_level
 from reasoner_ray.sandbox.limits import Level
@@ -48,6 +49,13 @@ def play(env: DataScience, action: str) -> tuple[str, float, bool, dict[str, Any
     observation, reward, terminated, truncated, info = env.step(action)
     assert not truncated and observation in env.observation_space
     return observation, reward, terminated, info
+
+
+def test_a_player_passes_on_the_reason_of_a_failure(make: Any) -> None:
+    player = Player(EnvironmentSpec(id="reasoner_ray/DataScience-v0", kwargs={"splits": 1}, isolate=False))
+    assert player.reset(0).error_type is None and player.is_multiline
+    assert [player.step(body).error_type for body in ("raise OSError", "def", LOGISTIC)] == ["OSError", "SyntaxError", None]
+    player.close()
 
 
 def test_balance_scale_is_the_published_one() -> None:

@@ -118,6 +118,7 @@ FAILURES = [
     ("blank action", "bad_result", 'info["admissible"] holds a blank action'),
     ("action twice", "bad_result", "holds an action twice: 'go'"),
     ("success as number", "bad_result", 'info["success"] is a int'),
+    ("error type as number", "bad_result", 'info["error_type"] is a int, not a str'),
     ("metrics as list", "bad_result", 'info["metrics"] is a list'),
     ("duration below 0", "bad_result", 'info["steps_taken"] is -1, not a number of steps'),
     ("half a step", "bad_result", 'info["steps_taken"] is 0.5, not a number of steps'),

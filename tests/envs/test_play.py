@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from reasoner_ray.envs import ENTRY_POINTS, NUMERIC
+from reasoner_ray.envs.data_science import DataScience
 from reasoner_ray.envs.play import Played, play
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
 
@@ -52,6 +53,21 @@ def test_what_is_no_number_here_is_asked_again_and_what_is_no_action_is_played()
 def test_texts_in_square_brackets_are_shown_as_they_are() -> None:
     played, screen = game("tests.envs.environments_for_players:Bracketed", "1")
     assert played.success and "[red]alarm[/red]" in screen and "1  [bold]run" in screen
+
+
+@pytest.mark.parametrize("end", [("",), ()])
+def test_a_program_is_all_lines_up_to_an_empty_one(end: tuple[str, ...]) -> None:
+    body = ["for i in range(2):", "    q", "q", "return model"]
+    played, screen = game("tests.envs.environments_for_players:Programs", "", *body, *end)
+    assert played == Played(actions=1, total=1.0, success=True, finished=True)
+    assert r"'for i in range(2):\n    q\nq\nreturn model\n'" in screen and "lines, then an empty line to end them, or q > " in screen
+    assert DataScience.multiline
+
+
+@pytest.mark.parametrize("lines", [(), ("q",), ("", "q")])
+def test_leaving_without_a_program(lines: tuple[str, ...]) -> None:
+    played, screen = game("tests.envs.environments_for_players:Programs", *lines)
+    assert played == Played() and "left: return 0 in 0 actions" in screen
 
 
 def test_an_unknown_environment_is_refused_with_the_known_ones() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from reasoner_ray.envs import ENTRY_POINTS
 from reasoner_ray.envs.player import BUILT_IN
-from reasoner_ray.envs.text.base import FiniteEnvironment
+from reasoner_ray.envs.text.base import FiniteEnvironment, Machine, Outcome, Rules
 from tests.envs.exhaustive import reachable
 
 FINITE = sorted(name for name, entry_point in ENTRY_POINTS.items() if entry_point.startswith(BUILT_IN))
@@ -75,6 +75,42 @@ def test_any_text_is_survived_and_no_action_keeps_the_state(name: str, text: str
     assert after["invalid"] == (text.strip() not in info["admissible"])
     if after["invalid"]:
         assert (observation, terminated, truncated, after["admissible"]) == (before, False, False, info["admissible"])
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_case_and_a_full_stop_do_not_matter(name: str) -> None:
+    env = make(name)
+    _, info = env.reset()
+    for action in info["admissible"]:
+        env.reset()
+        expected = env.step(action)
+        for text in (action.capitalize() + ".", f" {action.upper()}\n", f"{action}."):
+            env.reset()
+            assert env.step(text) == expected
+        for text in (f"{action}..", f"{action}!", f"{action} .", f'"{action}"', f"I {action}"):
+            env.reset()
+            assert env.step(text)[-1]["invalid"], text
+
+
+class Twins(Rules[str, str]):
+    """Two actions that differ in their case alone."""
+
+    start = ""
+
+    def actions(self, state: str) -> dict[str, str]:
+        return {"take a": "a", "take A": "A"}
+
+    def outcome(self, state: str, action: str, budget: int) -> Outcome[str]:
+        return Outcome(action)
+
+    def observe(self, state: str) -> str:
+        return state
+
+
+def test_a_text_that_may_mean_two_actions_is_none() -> None:
+    machine = Machine(Twins())
+    assert [machine.act("", text, 9)[1] for text in ("take a", " take A")] == ["a", "A"]
+    assert all(machine.act("", text, 9)[0].invalid for text in ("TAKE A", "take a.", "Take a"))
 
 
 @pytest.mark.parametrize("name", FINITE)

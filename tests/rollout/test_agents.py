@@ -135,6 +135,18 @@ def test_free_text_is_parsed_by_the_environment_and_nonsense_is_punished(tiny_mo
     assert bad.rewards[bad.loss_mask].sum() == pytest.approx(-1.0)
 
 
+def test_the_reasons_of_failed_actions_are_counted(tiny_model_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons, plain = iter(["MemoryLimit", None, "CpuLimit", "MemoryLimit"]), Corridor.step
+
+    def step(self: Corridor, action: str) -> Any:
+        *answer, info = plain(self, action)
+        return *answer, {**info, "error_type": next(reasons)}
+
+    monkeypatch.setattr(Corridor, "step", step)
+    (t,), _, _ = play(tiny_model_dir, tokenizer, {"episode": "free_text"}, answer=" dance", lists=False, limit=4)
+    assert t.status is Status.TRUNCATED and t.info["error_types"] == {"MemoryLimit": 2, "CpuLimit": 1}
+
+
 @pytest.mark.parametrize(("how", "kind"), [("raise", "raised"), ("nan", "reward_not_finite")])
 def test_a_broken_environment_costs_one_episode_and_is_counted(
     tiny_model_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, how: str, kind: str

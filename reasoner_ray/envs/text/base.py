@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -152,18 +153,22 @@ class Machine(Generic[S, A]):
         return self._turn(Outcome(self.rules.start, steps=0))
 
     def act(self, state: S, action: str, budget: int) -> tuple[Turn, S]:
-        """What a text does in a state with ``budget`` steps left, and the state it leads to."""
+        """What a text does in a state with ``budget`` steps left, and the state it leads to.
+
+        Case and one full stop at the end do not matter where they leave one legal action; an exact text goes first.
+        """
         place = self._places.get(state) or self._lay_out(state)
         found = place.after.get(action)
         if found is None:
-            action = action.strip()
-            if action not in place.actions:
+            meant = _meant(action, place.actions)
+            if meant is None:
                 return place.refusal
+            action = meant
             found = place.after.get(action) or self._follow(state, place.actions[action], _UNBOUNDED)
             place.after[action] = found
         if found[0].steps <= budget:
             return found
-        return self._follow(state, place.actions[action.strip()], budget)
+        return self._follow(state, place.actions[action], budget)
 
     def _lay_out(self, state: S) -> _Place[S, A]:
         refusal = self._turn(self.rules.refusal(state), invalid=True), state
@@ -183,6 +188,19 @@ class Machine(Generic[S, A]):
             success=outcome.success,
             invalid=invalid,
         )
+
+
+def _meant(text: str, legal: Collection[str]) -> str | None:
+    """The legal action that ``text`` is, but for surrounding space, case and a full stop at its end; None for none or several."""
+    exact = text.strip()
+    if exact in legal:
+        return exact
+    alike = [action for action in legal if _plain(action) == _plain(exact)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _plain(action: str) -> str:
+    return action.removesuffix(".").lower()
 
 
 class FiniteEnvironment(TextEnvironment, Generic[S, A]):
