@@ -79,8 +79,8 @@ class EpisodeContext:
         return (*opening(self.tokenizer), *beginning(self.tokenizer, self.task.control))
 
     def begin(self, text: str) -> tuple[int, ...]:
-        """Token ids of the first text of a context, behind ``first_tokens``."""
-        return (continuation if self.task.control else beginning)(self.tokenizer, text)
+        """Token ids of the first text of a context, behind ``first_tokens``: the same whatever the control text is, as ``with_control`` has it."""
+        return beginning(self.tokenizer, text)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a piece of text that goes on from what a context holds, without special tokens."""

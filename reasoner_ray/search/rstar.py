@@ -26,6 +26,7 @@ from pydantic import Field, field_validator
 from reasoner_ray.search.core import Search, Solution, search_method
 from reasoner_ray.search.tree import Node, backup, uct_score
 from reasoner_ray.section import Section
+from reasoner_ray.tokens import continuation
 
 Action = Literal["step", "rest", "subquestion", "again", "rephrase"]
 _THINK: tuple[str, ...] = ("step", "rest")
@@ -145,7 +146,7 @@ def _lead(search: Search[RstarOptions], node: Node, action: str) -> list[int]:
     tokenizer = search.policy.tokenizer
     before = str(tokenizer.decode(list(node.partial.tokens[-4:]), skip_special_tokens=True))
     text = prompt if not before or before.endswith("\n") else f"\n{prompt}"
-    return [int(t) for t in tokenizer.encode(text, add_special_tokens=False)]
+    return list(continuation(tokenizer, text))
 
 
 async def _direct_answer(search: Search[RstarOptions], node: Node, samples: int, lead: list[int]) -> list[Node]:
