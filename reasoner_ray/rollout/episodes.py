@@ -79,7 +79,7 @@ class EpisodeContext:
         return (*opening(self.tokenizer), *beginning(self.tokenizer, self.task.control))
 
     def begin(self, text: str) -> tuple[int, ...]:
-        """Token ids of the first text of a context, behind ``first_tokens``; a control text there changes nothing, as in ``with_control``."""
+        """Token ids of the first text of a context, behind ``first_tokens``; a control text there changes nothing (``with_control``)."""
         return beginning(self.tokenizer, text)
 
     def encode(self, text: str) -> tuple[int, ...]:
