@@ -27,6 +27,8 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from ray.rllib.env.vector.sync_vector_multi_agent_env import SyncVectorMultiAgentEnv
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from reasoner_ray.agents.mat.driver import evaluation
@@ -35,6 +37,7 @@ from reasoner_ray.agents.mat.worker import RolloutWorker
 from reasoner_ray.agents.stepwise import FIRST_EVAL_SEED
 from reasoner_ray.config import JobConfig
 from reasoner_ray.envs.multi_agent.adapters import make_teams
+from reasoner_ray.envs.multi_agent.batched import BatchedTeams
 from reasoner_ray.envs.multi_agent.settings import MultiAgentConfig
 from reasoner_ray.envs.multi_agent.spec import ActionLayout, TeamSpec, TeamView
 from reasoner_ray.errors import ConfigError
@@ -55,20 +58,26 @@ class PpoSettings:
     minibatches: int
 
 
-class TeamEnvironment(MultiAgentEnv):
-    """One environment for RLlib. An agent observes what it sees, what all of them see, and which choices it has."""
+class TeamAgents(MultiAgentEnv):
+    """Who acts. An agent observes what it sees, what all of them see, and which choices it has."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, team: TeamSpec) -> None:
         super().__init__()
-        self._teams = make_teams(MultiAgentConfig(**settings["multi_agent"]), 1)
-        self._base = (settings["seed"], getattr(settings, "worker_index", 0))
-        self._seeds = np.random.default_rng(self._base)
-        team = self._teams.spec
         self.agents = self.possible_agents = list(team.agents)
         size = team.observation * (1 + len(team.agents)) + team.actions.n_choices
         seen = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.observation_spaces = dict.fromkeys(team.agents, seen)
         self.action_spaces = dict.fromkeys(team.agents, action_space(team.actions))
+
+
+class TeamEnvironment(TeamAgents):
+    """One environment for RLlib."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._teams = make_teams(MultiAgentConfig(**settings["multi_agent"]), 1)
+        super().__init__(self._teams.spec)
+        self._base = (settings["seed"], getattr(settings, "worker_index", 0))
+        self._seeds = np.random.default_rng(self._base)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A new episode. RLlib gives a seed to the first alone, one of its own to each environment."""
@@ -85,6 +94,61 @@ class TeamEnvironment(MultiAgentEnv):
 
     def _seen(self, view: TeamView) -> dict[str, np.ndarray]:
         return dict(zip(self.agents, inputs(view.observations, view.legal)[0], strict=True))
+
+
+class TeamBatch(SyncVectorMultiAgentEnv):
+    """Environments of vmas for RLlib, stepped as one batch of tensors, as the transformer's are: one at a time they are far slower.
+
+    RLlib lets an environment whose episode has ended begin anew during the next step of the others. The batch steps it along with them,
+    so it begins once more after that step, and nothing of the step is seen.
+    """
+
+    def __init__(self, settings: dict[str, Any], n_envs: int, worker: int) -> None:
+        teams = make_teams(MultiAgentConfig(**settings["multi_agent"]), n_envs)
+        if not isinstance(teams, BatchedTeams):
+            raise TypeError(f"{settings['multi_agent']['name']} is stepped an environment at a time")
+        self._teams, self._seed = teams, int(np.random.default_rng((settings["seed"], worker)).integers(2**31))
+        agents = TeamAgents(teams.spec)
+        super().__init__([lambda: agents] * n_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[list[dict[str, np.ndarray]], list[dict[str, Any]]]:
+        """New episodes everywhere; RLlib asks for them once."""
+        self._autoreset_envs = np.zeros(self.num_envs, bool)
+        return self._seen(self._teams.begin([self._seed] * self.num_envs)), [{} for _ in range(self.num_envs)]
+
+    def step(self, actions: list[dict[str, Any]]) -> Any:
+        """One step of every team that is in an episode; the others begin one."""
+        team, fresh = self._teams.spec, self._autoreset_envs
+        wanted = np.zeros((self.num_envs, len(team.agents), team.actions.n_parts), np.float32)
+        for env in np.flatnonzero(~fresh):
+            wanted[env] = [np.atleast_1d(actions[env][agent]) for agent in team.agents]
+        done = self._teams.step(wanted)
+        seen = self._seen(self._teams.restart(fresh) if fresh.any() else done.view)
+        for env, last in zip(np.flatnonzero(done.ended), self._seen(done.last) if done.last else (), strict=True):
+            seen[env] = seen[env] if fresh[env] else last
+        self._autoreset_envs = done.ended & ~fresh
+        dead = done.terminated.all(-1)
+        rewards = [dict(zip(team.agents, earned, strict=True)) for earned in np.where(fresh[:, None], 0.0, done.rewards).tolist()]
+        over = [{"__all__": bool(flag)} for flag in self._autoreset_envs & dead]
+        cut = [{"__all__": bool(flag)} for flag in self._autoreset_envs & ~dead]
+        return seen, rewards, over, cut, [{} for _ in range(self.num_envs)]
+
+    def _seen(self, view: TeamView) -> list[dict[str, np.ndarray]]:
+        return [dict(zip(self._teams.spec.agents, rows, strict=True)) for rows in inputs(view.observations, view.legal)]
+
+
+class BatchRunner(MultiAgentEnvRunner):
+    """RLlib's runner, on a ``TeamBatch``."""
+
+    env: Any
+
+    def make_env(self) -> None:
+        """Make the environments, in place of those that there are."""
+        if self.env is not None:
+            self.env.close()
+        self.num_envs = self.config.num_envs_per_env_runner
+        self.env = TeamBatch(self.config.env_config, self.num_envs, self.worker_index)
+        self._needs_initial_reset = True
 
 
 def action_space(actions: ActionLayout) -> gymnasium.Space[Any]:
@@ -225,6 +289,7 @@ def _algorithm(config: JobConfig, team: TeamSpec, central: bool, ppo: PpoSetting
             num_envs_per_env_runner=env.envs,
             rollout_fragment_length=env.segment_steps * agents,
             num_cpus_per_env_runner=config.rollout.cpus,
+            env_runner_cls=BatchRunner if env.name == "vmas" else MultiAgentEnvRunner,
         )
         .multi_agent(policies={SHARED}, policy_mapping_fn=lambda agent, *_, **__: SHARED, count_steps_by="agent_steps")
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs={SHARED: spec}))

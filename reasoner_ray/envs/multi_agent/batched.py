@@ -61,15 +61,17 @@ class BatchedTeams(Teams):
         last, episodes = (self._view(ended) if ended.any() else None), []
         for env in map(int, np.flatnonzero(ended)):
             episodes.append(self._ended(env, truncated=not dead[env]))
-            with self._calling("reset"):
-                self._env.reset_at(env, return_observations=False)
         if episodes:
-            with self._calling("reset"):
-                (observations,) = self._env.get_from_scenario(get_observations=True, get_rewards=False, get_infos=False, get_dones=False)
-            self._write(observations, ended)
+            self._begin_anew(ended)
         return TeamStep(
             view=self._view(), rewards=team, terminated=dead_agents, truncated=cut_agents, ended=ended, last=last, episodes=episodes
         )
+
+    def restart(self, rows: np.ndarray) -> TeamView:
+        """A new episode in the environments that ``rows`` (bool [E]) selects, in place of the one under way, and what all see then."""
+        self._totals[rows], self._steps[rows] = 0.0, 0
+        self._begin_anew(rows)
+        return self._view()
 
     def render(self, env: int) -> np.ndarray:
         """See ``Teams.render``."""
@@ -78,6 +80,13 @@ class BatchedTeams(Teams):
 
     def close(self) -> None:
         """See ``Teams.close``: tensors need no farewell."""
+
+    def _begin_anew(self, rows: np.ndarray) -> None:
+        with self._calling("reset"):
+            for env in map(int, np.flatnonzero(rows)):
+                self._env.reset_at(env, return_observations=False)
+            (observations,) = self._env.get_from_scenario(get_observations=True, get_rewards=False, get_infos=False, get_dones=False)
+        self._write(observations, rows)
 
     def _action(self, agent: int, rows: np.ndarray) -> torch.Tensor:
         """An agent's actions [E, dims] within its bounds, or the numbers of its choices [E, 1]."""

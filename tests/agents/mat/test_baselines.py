@@ -18,7 +18,17 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from benchmarks import _rllib, mat_baselines
-from benchmarks._rllib import Greedy, NormalisedLearner, PpoSettings, SharedModule, TeamEnvironment, action_space, evaluation_of, inputs
+from benchmarks._rllib import (
+    Greedy,
+    NormalisedLearner,
+    PpoSettings,
+    SharedModule,
+    TeamBatch,
+    TeamEnvironment,
+    action_space,
+    evaluation_of,
+    inputs,
+)
 from reasoner_ray.agents.mat.worker import RolloutWorker
 from reasoner_ray.envs.multi_agent.spec import ActionLayout
 from reasoner_ray.errors import ConfigError
@@ -145,6 +155,32 @@ def test_environments_of_one_runner_have_episodes_of_their_own() -> None:
     firsts = [environment("make_slope").reset(seed=seed)[0]["a"][1] for seed in (7, 8)]
     again = environment("make_slope")
     assert firsts[0] != firsts[1] and again.reset(seed=7)[0]["a"][1] == firsts[0] != again.reset()[0]["a"][1]
+
+
+def test_a_batch_hands_out_last_views_then_first_ones() -> None:
+    """As RLlib's own vector does: an episode's end, then a step in which that environment begins anew, then its first step."""
+    pytest.importorskip("vmas", reason="the extra multi-agent is not installed")
+    settings = {"name": "vmas", "args": {"scenario": "balance", "n_agents": 3}, "max_steps": 4}
+    batch = TeamBatch({"multi_agent": settings, "seed": 5}, 2, 1)
+    firsts, _ = batch.reset()
+    act = [{agent: np.full(2, 0.5, np.float32) for agent in batch._teams.spec.agents} for _ in range(2)]
+    batch._teams._env.steps[1] = 2  # the second environment is two steps ahead
+    found = [batch.step(act) for _ in range(2)]
+    assert [cut["__all__"] for cut in found[-1][3]] == [False, True] and not found[-1][2][1]["__all__"]
+    ahead = batch.step([act[0], {}])
+    assert not np.allclose(ahead[0][1]["agent_0"], found[-1][0][1]["agent_0"]), "a new episode"
+    assert set(ahead[1][1].values()) == {0.0} and set(ahead[1][0].values()) != {0.0}
+    assert int(batch._teams._env.steps[1]) == 0, "nothing of the new episode is lost"
+    assert np.allclose(ahead[0][1]["agent_0"], batch._seen(batch._teams._view())[1]["agent_0"])
+    assert not ahead[3][1]["__all__"] and not batch._autoreset_envs[1]
+    late = batch.step(act)
+    assert [cut["__all__"] for cut in late[3]] == [True, False] and int(batch._teams._env.steps[1]) == 1
+    again = TeamBatch({"multi_agent": settings, "seed": 5}, 2, 1)
+    assert np.array_equal(again.reset()[0][0]["agent_1"], firsts[0]["agent_1"])
+    other = TeamBatch({"multi_agent": settings, "seed": 5}, 2, 2)
+    assert not np.array_equal(other.reset()[0][0]["agent_1"], firsts[0]["agent_1"]), "each runner has episodes of its own"
+    with pytest.raises(TypeError, match="an environment at a time"):
+        TeamBatch({"multi_agent": {"name": f"{HERE}:make_slope"}, "seed": 5}, 2, 1)
 
 
 def test_episodes_are_those_that_jobs_are_evaluated_by(tmp_path: Path) -> None:
