@@ -374,6 +374,8 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
     """``a=b`` and ``a.b=c`` as plain data. Raises ``ConfigError``."""
     tree: dict[str, Any] = {}
     for text in texts:
+        if "=" not in text:
+            raise ConfigError(f"argument {text!r} is not of the form a=b, for example wording=cheese")
         _apply_override(tree, text)
     return tree
 

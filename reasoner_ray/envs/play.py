@@ -15,6 +15,7 @@ from rich.text import Text
 from reasoner_ray.envs import ENTRY_POINTS, NUMERIC
 from reasoner_ray.envs.player import EnvironmentFailure, EnvironmentSpec, Player, StepResult
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.registry import suggest
 
 
 @dataclass(slots=True)
@@ -50,17 +51,19 @@ def play(
         return _game(player, seed, source or sys.stdin, Console(file=out, highlight=False))
     except EnvironmentFailure as failure:
         raise EnvironmentProblem(str(failure)) from failure
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("task.args.kwargs.")) from error  # the player wrote no job
     finally:
         player.close()
 
 
 def _full_id(name: str) -> str:
     full = f"reasoner_ray/{name}-v0" if name in ENTRY_POINTS else name
-    known = f"known: {', '.join(sorted(set(ENTRY_POINTS) - set(NUMERIC)))}, or module:Class of your own"
+    texts = sorted(set(ENTRY_POINTS) - set(NUMERIC))
     if full not in gymnasium.registry and ":" not in full:
-        raise ConfigError(f"unknown environment {name!r}; {known}")
+        raise ConfigError(f"unknown environment {name!r}; {suggest(name, texts)}, or module:Class of your own")
     if full.removeprefix("reasoner_ray/").removesuffix("-v0") in NUMERIC:
-        raise ConfigError(f"{name} shows numbers, and a game in the terminal needs texts; {known}")
+        raise ConfigError(f"{name} shows numbers, and a game in the terminal needs texts; known: {', '.join(texts)}")
     return full
 
 
@@ -96,7 +99,7 @@ def _show(console: Console, result: StepResult) -> None:
 
 def _ask_lines(console: Console, source: TextIO) -> str | None:
     """The next action, of several lines; None where the player leaves."""
-    console.print("lines, then an empty line to end them, or q > ", end="")
+    console.print("lines, then an empty line to end them, or q as the first > ", end="")
     lines: list[str] = []
     while line := source.readline():
         if line.strip() == "q" and not lines:
@@ -118,7 +121,7 @@ def _ask(console: Console, source: TextIO, admissible: list[str]) -> str | None:
         if not line or (text == "q" and text not in admissible):
             console.print()
             return None
-        if text in admissible or not text.isdecimal():
+        if text in admissible or not text.removeprefix("-").isdecimal():
             if text:
                 return text
         elif 1 <= int(text) <= len(admissible):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import numpy as np
 
 from reasoner_ray import child_process
 from reasoner_ray.errors import ConfigError, EnvironmentProblem, ReasonerError
-from reasoner_ray.registry import load_dotted, suggest
+from reasoner_ray.registry import check_arguments, load_dotted, suggest
 
 if TYPE_CHECKING:
     import gymnasium
@@ -212,6 +213,9 @@ def _make(spec: EnvironmentSpec) -> gymnasium.Env[str, str]:
         if spec.id.partition(":")[2].isidentifier():
             env = load_dotted(spec.id, "task.args.id")(**spec.kwargs)
         else:
+            if spec.id.startswith("reasoner_ray/") and spec.id in known:
+                own = {key: value for key, value in spec.kwargs.items() if key not in inspect.signature(gymnasium.make).parameters}
+                check_arguments(load_dotted(known[spec.id], "task.args.id"), own, "task.args.kwargs")
             env = gymnasium.make(spec.id, disable_env_checker=True, **spec.kwargs)
     except ReasonerError:
         raise

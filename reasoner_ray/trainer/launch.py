@@ -241,7 +241,8 @@ def connect(config: JobConfig) -> None:
             ray.init(address=address, runtime_env={"env_vars": settings.module_path()}, **quiet)
     except Exception as error:  # where a node does not come up in time Ray raises just that
         where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
-        raise EnvironmentProblem(f"{where}: {error}. Run `reasoner doctor`; start one with `ray start --head`") from error
+        mend = "A busy machine may need longer than Ray waits: try again; or run `reasoner doctor`; or start one with `ray start --head`"
+        raise EnvironmentProblem(f"{where}: {str(error).rstrip('.')}. {mend}") from error
 
 
 def _must_answer(address: str) -> None:

@@ -136,7 +136,7 @@ class PlainView(View):
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """One line an evaluation."""
-        answers = _labelled(metrics, "eval/answers", " on {:.0f} held-out answers")
+        answers = _labelled(metrics, "eval/answers", " on {:.0f} held-out " + ("episodes" if "eval/success" in metrics else "answers"))
         failed = _labelled(metrics, "eval/failed", ", {:.0f} not scored") if metrics.get("eval/failed") else ""
         figure = _labelled(metrics, "eval/accuracy", "accuracy {:.1%}") or _labelled(metrics, "eval/loss", "loss {:.4f}")
         figure = figure or _labelled(metrics, "eval/return", "return {:.3f}") + _labelled(metrics, "eval/return_ci95", " ± {:.3f}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reasoner_ray.config import JobConfig
+from reasoner_ray.trainer.checkpoint import list_checkpoints
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, MetricsLog, append_jsonl, cut_jsonl
 from reasoner_ray.trainer.terminal import Level, SampleRow, clock, make_view
 
@@ -148,8 +149,12 @@ class Tracker:
                 f"  W&B      {where}",
                 f"  curves   reasoner plot {folder}",
                 *([f"  model    {folder}/model"] if status == "finished" else []),
+                *([f"  go on    reasoner train {folder}/config.yaml --resume"] if status != "finished" and self._can_resume() else []),
             ]
         )
+
+    def _can_resume(self) -> bool:
+        return bool(list_checkpoints(self._run_dir))
 
     def _cut(self, step: int) -> list[dict[str, Any]]:
         """Forget what was recorded after ``step``; returns the metrics that stay."""

@@ -45,9 +45,9 @@ def test_leaving_ends_cleanly_whether_by_q_or_by_the_end_of_the_input(lines: tup
 
 
 def test_what_is_no_number_here_is_asked_again_and_what_is_no_action_is_played() -> None:
-    played, screen = game("CreditChain", "0", "3", "", "dance")
+    played, screen = game("CreditChain", "0", "3", "-1", "", "dance")
     assert played.actions == 1
-    assert "there is no action 0" in screen and "there is no action 3" in screen and "(not an action here)" in screen
+    assert all(f"there is no action {number}" in screen for number in (0, 3, -1)) and "(not an action here)" in screen
 
 
 def test_texts_in_square_brackets_are_shown_as_they_are() -> None:
@@ -60,7 +60,8 @@ def test_a_program_is_all_lines_up_to_an_empty_one(end: tuple[str, ...]) -> None
     body = ["for i in range(2):", "    q", "q", "return model"]
     played, screen = game("tests.envs.environments_for_players:Programs", "", *body, *end)
     assert played == Played(actions=1, total=1.0, success=True, finished=True)
-    assert r"'for i in range(2):\n    q\nq\nreturn model\n'" in screen and "lines, then an empty line to end them, or q > " in screen
+    assert r"'for i in range(2):\n    q\nq\nreturn model\n'" in screen
+    assert "lines, then an empty line to end them, or q as the first > " in screen
     assert DataScience.multiline
 
 
@@ -91,8 +92,12 @@ def test_numeric_names_those_that_have_no_texts(name: str) -> None:
 
 
 def test_arguments_that_the_environment_does_not_take() -> None:
-    with pytest.raises(ConfigError, match="unknown wording 'chese'; did you mean 'cheese'"):
+    with pytest.raises(ConfigError, match="^wording: unknown wording 'chese'; did you mean 'cheese'"):
         play("FoodPreparation", {"wording": "chese"})
+    with pytest.raises(ConfigError, match=r"^wordng: unknown key; did you mean 'wording'\?$"):
+        play("FoodPreparation", {"wordng": "cheese"})
+    with pytest.raises(ConfigError, match="unknown environment 'FodPreparation'; did you mean 'FoodPreparation'"):
+        play("FodPreparation")
     with pytest.raises(ConfigError, match="colour"):
         play("CreditChain", {"colour": "red"})
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.errors import DataError, EnvironmentProblem
 from reasoner_ray.trainer import wandb_writer
+from reasoner_ray.trainer.checkpoint import MANIFEST, checkpoint_dir
 from reasoner_ray.trainer.terminal import PlainView, RichView, clock, make_view, sparkline
 from reasoner_ray.trainer.tracking import SampleRow, Tracker
 from tests.trainer.fake_wandb import API_KEY, FakeWandb
@@ -330,7 +331,18 @@ def test_finish_without_start_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     t = tracker(job(tmp_path, "offline", "plain"))
     t.finish("failed")
     t.finish("failed")
-    assert capsys.readouterr().out.count("failed after 0 of ") == 1
+    out = capsys.readouterr().out
+    assert out.count("failed after 0 of ") == 1 and "--resume" not in out, "nothing to go on from"
+
+
+def test_a_run_that_was_interrupted_says_how_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = job(tmp_path, "off", "plain")
+    t = tracker(config)
+    t.start(4, 0)
+    checkpoint_dir(config.run_dir, 1).mkdir(parents=True)
+    (checkpoint_dir(config.run_dir, 1) / MANIFEST).write_text("{}")
+    t.finish("interrupted")
+    assert f"reasoner train {config.run_dir}/config.yaml --resume" in capsys.readouterr().out
 
 
 # -- the terminal ----------------------------------------------------------------------------------------------
@@ -380,6 +392,8 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert out[1].startswith("step 3/4 | reward 0.500 | k3 1.0e-13 | rollout 1,234 tok/s, idle 12% | learner 3,456 tok/s, idle 44%")
     assert out[1].endswith("failures: 2 groups failed")
     assert out[2] == "step 3/4 | eval accuracy 50.0% on 128 held-out answers, 1 not scored"
+    view.evaluated(4, {"eval/accuracy": 0.5, "eval/answers": 7.0, "eval/success": 0.5})
+    assert capsys.readouterr().out == "step 4/4 | eval accuracy 50.0% on 7 held-out episodes\n"
 
 
 def test_small_pieces() -> None:
