@@ -106,6 +106,7 @@ class TeamBatch(SyncVectorMultiAgentEnv):
     def __init__(self, settings: dict[str, Any], n_envs: int, worker: int) -> None:
         teams = make_teams(MultiAgentConfig(**settings["multi_agent"]), n_envs)
         if not isinstance(teams, BatchedTeams):
+            self.closed = True  # its finaliser would look for environments
             raise TypeError(f"{settings['multi_agent']['name']} is stepped an environment at a time")
         self._teams, self._seed = teams, int(np.random.default_rng((settings["seed"], worker)).integers(2**31))
         agents = TeamAgents(teams.spec)
@@ -228,7 +229,8 @@ class NormalisedLearner(PPOTorchLearner):
 def learning_curve(config: JobConfig, *, central: bool, ppo: PpoSettings) -> list[dict[str, float]]:
     """Evaluations of RLlib's PPO, trained for as many environment steps as ``config`` takes; as often as it and from the same seeds.
 
-    It may take up to a hundredth more (see below).
+    Its runners step all their environments at once, of which those that begin an episode do not count: the last step of a batch may take
+    it over by fewer environment steps than there are environments.
 
     Raises ``ConfigError`` for teams that one module cannot act for, ``EnvironmentFault``.
     """
@@ -242,8 +244,8 @@ def learning_curve(config: JobConfig, *, central: bool, ppo: PpoSettings) -> lis
         algorithm = made.build_algo()
         for step in range(trainer.steps + 1):
             taken = step * steps_of(config)
-            # It counts agents' steps: where one of a team leaves before the others a few environment steps more make up a batch.
-            if step and not taken <= (sampled := algorithm.train()["env_runners"]["num_env_steps_sampled_lifetime"]) <= 1.01 * taken:
+            over = step * config.rollout.workers * (config.multi_agent.envs - 1)
+            if step and not taken <= (sampled := algorithm.train()["env_runners"]["num_env_steps_sampled_lifetime"]) <= taken + over:
                 raise RuntimeError(f"RLlib has taken {sampled} environment steps after {step} training steps, not {taken}")
             if step in (0, trainer.steps) or (trainer.eval_every and step % trainer.eval_every == 0):
                 figures = evaluation_of(algorithm.get_module(SHARED), workers, trainer.eval_tasks)

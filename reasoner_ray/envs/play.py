@@ -121,7 +121,7 @@ def _ask(console: Console, source: TextIO, admissible: list[str]) -> str | None:
         if not line or (text == "q" and text not in admissible):
             console.print()
             return None
-        if text in admissible or not text.removeprefix("-").isdecimal():
+        if not admissible or text in admissible or not text.removeprefix("-").isdecimal():
             if text:
                 return text
         elif 1 <= int(text) <= len(admissible):

@@ -29,6 +29,12 @@ class Programs(Bracketed):
         return repr(action), 1.0, True, False, {"success": True}
 
 
+class Sums(Programs):
+    """Wants a number, of which it lists none."""
+
+    multiline = False
+
+
 class Broken(Bracketed):
     """Fails at the first action."""
 

@@ -50,6 +50,11 @@ def test_what_is_no_number_here_is_asked_again_and_what_is_no_action_is_played()
     assert all(f"there is no action {number}" in screen for number in (0, 3, -1)) and "(not an action here)" in screen
 
 
+def test_a_number_is_an_answer_where_no_actions_are_listed() -> None:
+    played, screen = game("tests.envs.environments_for_players:Sums", "-7")
+    assert played == Played(actions=1, total=1.0, success=True, finished=True) and "'-7'" in screen
+
+
 def test_texts_in_square_brackets_are_shown_as_they_are() -> None:
     played, screen = game("tests.envs.environments_for_players:Bracketed", "1")
     assert played.success and "[red]alarm[/red]" in screen and "1  [bold]run" in screen

@@ -157,7 +157,7 @@ def test_environments_of_one_runner_have_episodes_of_their_own() -> None:
     assert firsts[0] != firsts[1] and again.reset(seed=7)[0]["a"][1] == firsts[0] != again.reset()[0]["a"][1]
 
 
-def test_a_batch_hands_out_last_views_then_first_ones() -> None:
+def test_a_batch_hands_out_last_views_then_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """As RLlib's own vector does: an episode's end, then a step in which that environment begins anew, then its first step."""
     pytest.importorskip("vmas", reason="the extra multi-agent is not installed")
     settings = {"name": "vmas", "args": {"scenario": "balance", "n_agents": 3}, "max_steps": 4}
@@ -165,7 +165,11 @@ def test_a_batch_hands_out_last_views_then_first_ones() -> None:
     firsts, _ = batch.reset()
     act = [{agent: np.full(2, 0.5, np.float32) for agent in batch._teams.spec.agents} for _ in range(2)]
     batch._teams._env.steps[1] = 2  # the second environment is two steps ahead
+    ends, step = [], batch._teams.step
+    monkeypatch.setattr(batch._teams, "step", lambda actions: ends.append(step(actions)) or ends[-1])
     found = [batch.step(act) for _ in range(2)]
+    last, first = (batch._seen(view)[row]["agent_0"] for view, row in ((ends[-1].last, 0), (ends[-1].view, 1)))
+    assert np.array_equal(found[-1][0][1]["agent_0"], last) and not np.allclose(last, first), "what the return is bootstrapped from"
     assert [cut["__all__"] for cut in found[-1][3]] == [False, True] and not found[-1][2][1]["__all__"]
     ahead = batch.step([act[0], {}])
     assert not np.allclose(ahead[0][1]["agent_0"], found[-1][0][1]["agent_0"]), "a new episode"
