@@ -2,12 +2,14 @@
 
 Both sides run the encoder once and give the same actions from the same noise up to rounding; the other side does for every agent what
 the paper's code does, the decoder over all agents' tokens. Sides alternate. Width 64, one block, one head, five choices: the paper's
-settings for its particle environments.
+settings for its particle environments. One thread, as the jobs' rollout workers have, and as many as the machine has cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 from typing import Any
 
 import torch
@@ -44,9 +46,11 @@ def main() -> None:
     parser.add_argument("--environments", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--agents", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     args = parser.parse_args()
     figures: dict[str, Any] = {}
-    for n in args.agents:
+    for threads, n in itertools.product(args.threads, args.agents):
+        torch.set_num_threads(threads)
         torch.manual_seed(0)
         layout = ActionLayout(choices=(CHOICES,) * n, dims=(0,) * n)
         team = TeamSpec(agents=tuple(map(str, range(n))), observation=OBSERVATION, actions=layout)
@@ -55,11 +59,11 @@ def main() -> None:
         same = (net.act(*seen, greedy=True).actions == recompute(net, *seen, greedy=True)).float().mean()
         sides = {"cached": lambda seen=seen, net=net: net.act(*seen), "recomputed": lambda seen=seen, net=net: recompute(net, *seen)}
         seconds = alternate(sides, args.repeats)
-        figures |= {f"{n}_agents_{name}_s": values for name, values in seconds.items()}
-        figures[f"{n}_agents_speedup"] = ratios(seconds["recomputed"], seconds["cached"])
-        figures[f"{n}_agents_equal_greedy_actions"] = float(same)
-    threads = torch.get_num_threads()
-    record("mat_acting", settings={"environments": args.environments, "threads": threads, "width": 64, "blocks": 1}, figures=figures)
+        which = f"{threads}_threads/{n}_agents"
+        figures |= {f"{which}_{name}_s": values for name, values in seconds.items()}
+        figures[f"{which}_speedup"] = ratios(seconds["recomputed"], seconds["cached"])
+        figures[f"{which}_equal_greedy_actions"] = float(same)
+    record("mat_acting", settings={"environments": args.environments, "width": 64, "blocks": 1}, figures=figures)
 
 
 if __name__ == "__main__":
