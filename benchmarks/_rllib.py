@@ -126,7 +126,8 @@ class TeamBatch(SyncVectorMultiAgentEnv):
         done = self._teams.step(wanted)
         seen = self._seen(self._teams.restart(fresh) if fresh.any() else done.view)
         for env, last in zip(np.flatnonzero(done.ended), self._seen(done.last) if done.last else (), strict=True):
-            seen[env] = seen[env] if fresh[env] else last
+            if not fresh[env]:
+                seen[env] = last
         self._autoreset_envs = done.ended & ~fresh
         dead = done.terminated.all(-1)
         rewards = [dict(zip(team.agents, earned, strict=True)) for earned in np.where(fresh[:, None], 0.0, done.rewards).tolist()]

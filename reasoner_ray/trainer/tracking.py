@@ -149,12 +149,13 @@ class Tracker:
                 f"  W&B      {where}",
                 f"  curves   reasoner plot {folder}",
                 *([f"  model    {folder}/model"] if status == "finished" else []),
-                *([f"  go on    reasoner train {folder}/config.yaml --resume"] if status != "finished" and self._can_resume() else []),
+                *(
+                    [f"  go on    reasoner train {folder}/config.yaml --resume"]
+                    if status != "finished" and list_checkpoints(self._run_dir)
+                    else []
+                ),
             ]
         )
-
-    def _can_resume(self) -> bool:
-        return bool(list_checkpoints(self._run_dir))
 
     def _cut(self, step: int) -> list[dict[str, Any]]:
         """Forget what was recorded after ``step``; returns the metrics that stay."""

@@ -282,10 +282,12 @@ def test_several_tasks_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("world", ["make_doors", "make_slope"])
-def test_rllib_learns_under_masks_and_by_numbers(tmp_path: Path, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", ["make_doors", "make_slope", "vmas"])
+def test_rllib_learns_under_masks_by_numbers_and_in_a_batch(tmp_path: Path, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(mat_baselines.ROOT))
-    config = job(tmp_path, multi_agent={"name": f"{HERE}:{world}", "args": {}}, trainer={"steps": 2, "eval_every": 1})
+    own = {"name": f"{HERE}:{world}", "args": {}}
+    batch = {"name": "vmas", "args": {"scenario": "balance", "n_agents": 3}, "max_steps": 4}
+    config = job(tmp_path, multi_agent=batch if world == "vmas" else own, trainer={"steps": 2, "eval_every": 1})
     rows = _rllib.learning_curve(config, central=True, ppo=PpoSettings(lr=1e-2, clip=0.2, epochs=2, minibatches=2))
     assert [(row["step"], row["episode/actions_in_all"]) for row in rows] == [(0, 0), (1, 24), (2, 48)]
     assert all(row["eval/episodes"] == 3 for row in rows)
