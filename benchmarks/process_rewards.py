@@ -4,6 +4,8 @@ On proofs over an invented ontology, whose answer is true or false, so that half
 answer: fine-tune a small model on gold proofs (kind sft), label its own proofs with Math-Shepherd completions (`reasoner
 label`), train a process reward model on the labels (kind prm), measure it on held-out questions, then train the
 fine-tuned policy with POAD for equally many steps with the outcome alone and with both, over several seeds that take turns.
+The policy and the reward model of an earlier run are taken as they are; `benchmarks.search_methods --job jobs/search/deduction.yaml`
+searches with them (``model.path=FOLDER/sft/model search.scorer.args.model=FOLDER/prm/model``).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import record
+from benchmarks._runs import kept
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +49,7 @@ def write_job(folder: Path, arguments: argparse.Namespace) -> Path:
     job.write_text(
         f"""
 out: {folder}
-model: {{path: "builtin:smollm2-135m", dtype: float32}}
+model: {{path: "builtin:smollm2-135m", dtype: {arguments.dtype}}}
 task: {{name: deduction, args: {{hops: [1, {arguments.hops}], style: text}}}}
 rollout: {{max_new_tokens: 128, max_context: 640, kv_cache_gb: 1}}
 learner: {{lr: 2.0e-5, tokens_per_microbatch: 2048}}
@@ -76,7 +79,7 @@ def compare(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str,
     """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then."""
     sides: dict[str, list[str]] = {"outcome": []}
     for transform in arguments.transforms:
-        args = f"args: {{model: {folder / 'prm' / 'model'}, dtype: float32}}"
+        args = f"args: {{model: {folder / 'prm' / 'model'}, dtype: {arguments.dtype}}}"
         sides[transform] = [f'scoring.process={{{args}, separator: "\\n", transform: {transform}, weight: {arguments.weight}}}']
     figures: dict[str, list[float]] = {}
     loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
@@ -102,17 +105,19 @@ def main() -> None:
     parser.add_argument("--sft-steps", type=int, default=60, help="few enough that the policy still errs")
     parser.add_argument("--questions", type=int, default=200, help="questions whose solutions are labelled")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: the policy and the reward model alone")
     parser.add_argument("--weight", type=float, default=0.5)
     parser.add_argument("--transforms", nargs="+", default=["minimum"], choices=TRANSFORMS)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of all models")
     parser.add_argument("--folder", type=Path, default=Path("runs/process_rewards"))
     parser.add_argument("--name", default="process_rewards", help="of the record")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     job = write_job(folder, arguments)
-    reward_model = train_reward_model(job, folder, arguments)
-    figures = compare(job, folder, arguments)
+    made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "questions", "dtype")}
+    reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
+    figures = compare(job, folder, arguments) if arguments.seeds else {}
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
 
