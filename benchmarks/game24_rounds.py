@@ -105,7 +105,7 @@ search:
   settings: {{width: 6, simulations: 8}}
   step_tokens: 40
   depth: 5
-  scorer: {{name: prm, args: {{dtype: float32}}}}
+  scorer: {{name: prm, args: {{dtype: float32, kept_tokens: 65536}}}}
   items: {arguments.held_out}
 rounds:
   n: {arguments.rounds}

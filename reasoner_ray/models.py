@@ -10,12 +10,14 @@ import hashlib
 import importlib.util
 import json
 import logging
+import pickle
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 """What is fetched of a hub repository: weights as safetensors, configuration, tokenizer, a model's own code."""
+OLD_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+"""Of a repository without safetensors."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SPARE_ROWS, SPARE_SHARE = 1024, 0.03
 """Rows of an embedding that no token uses, in all and as a share of the rows, whichever is more. They are padded to multiples of 64 to
@@ -207,21 +211,25 @@ def builtin_folder(name: str) -> Path:
 
 
 def _resolve_builtin(name: str) -> Path:
-    """Convert once; processes that come at the same time wait for the first."""
+    source, folder = builtin_file(name), builtin_folder(name)
+    _convert_once(folder, f"builtin:{name} into {folder} (once, about 20 seconds)", partial(_convert_gguf, source))
+    check_model_folder(folder)
+    return folder
+
+
+def _convert_once(folder: Path, what: str, convert: Callable[[Path], None]) -> None:
+    """Have ``convert`` write ``folder`` where it is not there; processes that come at the same time wait for the first."""
     from filelock import FileLock
 
-    source, folder = builtin_file(name), builtin_folder(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
-            print(f"converting builtin:{name} into {folder} (once, about 20 seconds)", file=sys.stderr, flush=True)
+            print(f"converting {what}", file=sys.stderr, flush=True)
             # Only the rename makes it visible; what a killed conversion left behind is removed by the next.
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert_gguf(source, partial)
-            partial.rename(folder)
-    check_model_folder(folder)
-    return folder
+            unfinished = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            convert(unfinished)
+            unfinished.rename(folder)
 
 
 def _convert_gguf(source: Path, folder: Path) -> None:
@@ -257,8 +265,40 @@ def _resolve_hub(name: str) -> Path:
 
     with _hub_errors(name):
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=settings.hub_offline()))
+        if not any(folder.glob("*.safetensors")):  # an old repository
+            snapshot_download(name, allow_patterns=OLD_WEIGHTS, local_files_only=settings.hub_offline())
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        source, folder = folder, settings.cache_dir() / "models" / f"{name.replace('/', '--')}-{folder.name}"
+        _convert_once(folder, f"the weights of {name} to safetensors, into {folder} (once)", partial(_convert_pickled, source))
     check_model_folder(folder)
     return folder
+
+
+def _convert_pickled(source: Path, folder: Path) -> None:
+    """Write the files of ``source`` into ``folder``, its ``pytorch_model*.bin`` as safetensors, tensor by tensor.
+
+    Raises ``ModelError`` where a file holds anything but tensors.
+    """
+    from safetensors.torch import save_file
+
+    def renamed(shard: str) -> str:
+        return shard.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+
+    folder.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix == ".bin":
+            try:
+                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                kept = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
+            except (RuntimeError, pickle.UnpicklingError, AttributeError, OSError) as error:
+                raise ModelError(f"{file} cannot be read as weights: {str(error).splitlines()[0]}") from error
+            save_file(kept, folder / renamed(file.name), metadata={"format": "pt"})
+        elif file.name == "pytorch_model.bin.index.json":
+            index = _read_json(file)
+            index["weight_map"] = {key: renamed(shard) for key, shard in index.get("weight_map", {}).items()}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        elif file.is_file():
+            shutil.copy(file, folder / file.name)
 
 
 @contextmanager

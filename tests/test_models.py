@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from reasoner_ray import models
 from reasoner_ray.errors import ModelError
@@ -216,3 +218,34 @@ def test_cpu_flags_of_x86_and_arm(tmp_path: Path) -> None:
     assert cpu_flags(x86) >= {"avx512_bf16", "amx_bf16"}
     assert "bf16" in cpu_flags(arm)
     assert cpu_flags(tmp_path / "absent") == set()
+
+
+def test_an_old_repositorys_weights_are_converted_once(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Math-Shepherd's model has pickled shards alone on the hub."""
+    snapshot, asked = tmp_path / "snapshots" / "abc", []
+    weights = load_file(tiny_model_dir / "model.safetensors")
+    names = sorted(weights)
+    shards = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+
+    def fetch(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append(allow_patterns)
+        if allow_patterns == models.HUB_FILES:
+            shutil.copytree(tiny_model_dir, snapshot, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+            index = {"metadata": {}, "weight_map": {key: shard for shard, keys in shards.items() for key in keys}}
+            (snapshot / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        else:
+            for shard, keys in shards.items():
+                torch.save({key: weights[key] for key in keys}, snapshot / shard)
+        if name == "someone/broken-prm":
+            (snapshot / "pytorch_model-00001-of-00002.bin").write_bytes(b"broken")
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr(models.settings, "cache_dir", lambda: tmp_path / "cache")
+    folder = resolve_model("someone/old-prm")
+    assert asked == [models.HUB_FILES, models.OLD_WEIGHTS]
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+    assert all(torch.equal(loaded[key], weights[key]) for key in names)
+    assert resolve_model("someone/old-prm") == folder
+    with pytest.raises(ModelError, match=r"pytorch_model-00001-of-00002\.bin cannot be read as weights"):
+        resolve_model("someone/broken-prm")

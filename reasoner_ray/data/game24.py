@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement
 
 from reasoner_ray.data.generated import GeneratedTask
 from reasoner_ray.data.number_games import check_lines, is_reachable, solve
-from reasoner_ray.data.tasks import Item, is_held_out, register_task
+from reasoner_ray.data.tasks import Item, is_held_out, register_task, stable_hash
 from reasoner_ray.errors import ConfigError
 
 TARGET, CARDS, HIGHEST = 24, 4, 13
@@ -26,7 +26,8 @@ def write_question(numbers: Sequence[int], target: int) -> str:
 
 @register_task("game24")
 class Game24Task(GeneratedTask):
-    """All 1,362 hands of four cards from 1 to 13 that make 24, ``held_out_fraction`` of them held out by their content.
+    """All 1,362 hands of four cards from 1 to 13 that make 24, ``held_out_fraction`` of them held out by their content; in an order that
+    is the same everywhere and says nothing.
 
     An item's ``info`` has ``numbers``, ``target`` and ``solution``, the text to be learnt by supervised fine-tuning. With
     ``solutions`` above 1 a training hand comes that often at most, each time with another solution, the simplest first.
@@ -49,6 +50,7 @@ class Game24Task(GeneratedTask):
 
     def _make(self, *, held_out: bool) -> list[Item]:
         hands = [hand for hand in solvable_hands() if is_held_out(f"game24:{hand}", self._fraction) is held_out]
+        hands.sort(key=lambda hand: stable_hash(f"order:{hand}"))  # so that the first so many are like all of them
         return [item for hand in hands for item in self._items(hand, 1 if held_out else self._solutions)]
 
     def _items(self, hand: tuple[int, ...], most: int) -> list[Item]:

@@ -15,6 +15,9 @@ COMPARE_SECONDS = 5.0
 """How long comparing two answers may take before its process is killed; they then count as different."""
 _ANSWER_IS = re.compile(r"(answer is:?|####)[ \t]*([^\n]+)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_FORMULA = re.compile(r"\$([^$\n]+)\$|\\\((.+?)\\\)")
+_VALUE = re.compile(r"[-+]?[\d(](?:[\d.,+*/^() -]*[\d)])?%?")
 # A point before a capital ends a sentence, unless it is that of a title or an initial; a single capital is an answer of its own (B).
 _SENTENCE_END = re.compile(r"(?:(?<![A-Z])|(?<=^[A-Z]))(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s+[A-Z](?!\.))|[?!](?=\s+[A-Z])")
 
@@ -38,6 +41,19 @@ def final_answer(text: str) -> str:
         mark, last = said[-1]
         last = last if mark == "####" else _SENTENCE_END.split(last, maxsplit=1)[0]
     return last.strip().removesuffix(".").strip()
+
+
+def final_value(text: str) -> str:
+    """``final_answer``; where that is a sentence, the last formula between dollars or brackets in it, else the last number or sum.
+
+    That is what math-verify judges of a text without a box, so answers in other words vote together.
+    """
+    answer = final_answer(text)
+    if last_boxed(text) is not None or not _WORDS.search(answer):
+        return answer
+    formulas = [found for found in map("".join, _FORMULA.findall(answer)) if not _WORDS.search(found)]
+    values = formulas or _VALUE.findall(answer)
+    return str(values[-1]).strip() if values else answer
 
 
 def tagged_answer(text: str) -> str | None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from reasoner_ray.registry import load_dotted
-from reasoner_ray.scoring.answers import final_answer, group_answers
+from reasoner_ray.scoring.answers import final_answer, final_value, group_answers
 from reasoner_ray.scoring.exact_match import ExactMatch, Numeric
 from reasoner_ray.scoring.number_game import final_expression
 from reasoner_ray.scoring.reasoning_gym import extract_answer
@@ -27,6 +27,7 @@ GroupAnswers = Callable[[Sequence[str]], list[int]]
 _MATHEMATICAL = ("math", "numeric")  # scorers for which 1/2 and 0.5 are the same answer
 _NO_ANSWER = ("format", "overlong", "environment")  # scorers that do not look at an answer
 _READERS: dict[str, Callable[[dict[str, Any]], ReadAnswer]] = {
+    "math": lambda _: final_value,
     "exact_match": lambda args: ExactMatch(**args).read_answer,
     "numeric": lambda args: Numeric(**args).read_answer,
     "number_game": lambda _: final_expression,

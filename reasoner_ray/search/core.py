@@ -220,8 +220,8 @@ def search_method(
 async def run_search(search: Search[Any], method: Method) -> SearchResult:
     """Search, and choose an answer. Raises ``ScoringError`` where the scorer's values do not fit, ``RequestAborted`` from the engine.
 
-    A search whose scorer gave a solution up is a result with a ``failure``: without its value the others' mean nothing. Where a
-    budget ends it with nothing found, the solutions that its tree holds are found then, the most valuable first.
+    A search whose scorer gave a solution up is a result with a ``failure``: without its value the others' mean nothing. Where it
+    ends with nothing found (a budget, a way that closed), the solutions that its tree holds are found then, the most valuable first.
     """
     try:
         await method.run(search)
@@ -229,7 +229,7 @@ async def run_search(search: Search[Any], method: Method) -> SearchResult:
         cost, found = search.meter.cost, tuple(search.found)
         return SearchResult(solutions=found, choice=None, unfinished=None, cost=cost, ended="failed", root=search.root, failure=error)
     ended, choice = search.ended, None
-    if ended != "done" and not search.found:
+    if not search.found:
         await search.add(*sorted((node for node in search.root.walk() if node.terminal), key=lambda node: -node.value))
     if search.found:
         await search.group()

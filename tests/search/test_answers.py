@@ -10,7 +10,7 @@ import pytest
 
 from reasoner_ray.config import ScorerSpec, TaskConfig
 from reasoner_ray.data.tasks import TASKS, Item, Task, get_task
-from reasoner_ray.scoring.answers import final_answer
+from reasoner_ray.scoring.answers import final_value
 from reasoner_ray.scoring.base import Answer, Term, build_scorer
 from reasoner_ray.search.answers import answer_grouper, answer_reader, judge_of
 
@@ -22,7 +22,20 @@ GAMES = (
     "6 * 4 * 1 * 1",
     "$6 * 4 * 1 * 1$",
 )
-SUMS = ("The answer is 5. I hope it is correct.", "so \\boxed{5.0}", "#### 5", "\\boxed{\\frac{10}{2}}")
+SUMS = (
+    "The answer is 5. I hope it is correct.",
+    "so \\boxed{5.0}",
+    "#### 5",
+    "\\boxed{\\frac{10}{2}}",
+    "So she has 5 apples left.",
+    "9 - 2 = 7, so 5 in total",
+    "She earns $5 a day",
+    "Of 12 he ate 7.\nThat makes 5.0 dollars.",
+    "The answer is 5 apples.",
+    "Hence the total is 2 + 3",
+    "So the value is \\(x = \\frac{10}{2}\\).",
+    "Therefore $4 + 1$ dollars are left",
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,8 @@ CASES = {
     "arithmetic": Case({}, (" 5\n", "5"), ("The answer is 5", "5.", "6", "")),
     "jsonl": Case({"path": "x"}, ("5", " 5 "), ("4\n5", "\\boxed{5}", "")),
     "parquet": Case({"path": "x"}, ("5", " 5 "), ("4\n5", "\\boxed{5}", "")),
-    "gsm8k": Case({"path": "x"}, SUMS, ("The answer is 6. Not 5?", "\\boxed{}", "#### 7"), alone="\\boxed{{{}}}".format),
-    "math": Case({"path": "x"}, SUMS, ("The answer is 6. Not 5?", "\\boxed{}", "#### 7"), alone="\\boxed{{{}}}".format),
+    "gsm8k": Case({"path": "x"}, SUMS, ("The answer is 6. Not 5?", "\\boxed{}", "#### 7", "Of 5 he ate 2, so 3 are left"), alone="\\boxed{{{}}}".format),
+    "math": Case({"path": "x"}, SUMS, ("The answer is 6. Not 5?", "\\boxed{}", "#### 7", "Of 5 he ate 2, so 3 are left"), alone="\\boxed{{{}}}".format),
     "countdown": Case({}, GAMES, ("6 * 4", "The answer is 24.", ""), 24, HAND),
     "game24": Case({}, GAMES, ("6 * 4", "The answer is 24.", ""), 24, HAND),
     "deduction": Case(
@@ -100,7 +113,7 @@ def test_the_jobs_own_scorer_decides() -> None:
     assert answer_reader("auto", task)("so\nThe answer is 5.") == "so\nThe answer is 5."
     scorers = [ScorerSpec(name="format", args={"style": "boxed"}), ScorerSpec(name="math")]
     assert judge_of(task, scorers) == ("math", {})
-    assert answer_reader("auto", task, scorers) is final_answer
+    assert answer_reader("auto", task, scorers) is final_value
     assert answer_grouper("auto", task, scorers)(["1/2", "0.5"]) == [0, 0]
     assert answer_grouper("auto", task)(["1/2", "0.5"]) == [0, 1]
     assert judge_of(task, [ScorerSpec(name="format"), ScorerSpec(name="task")])[0] == "exact_match"
