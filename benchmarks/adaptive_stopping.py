@@ -55,7 +55,7 @@ def main() -> None:
         "accuracy_when_settled": tried.accuracy,
         "tokens_saved": tried.tokens_saved,
         "on_the_training_items": {"accuracy": chosen.accuracy, "of_all": chosen.fixed_accuracy, "tokens_saved": chosen.tokens_saved},
-        **intervals(replay.questions(chosen.threshold)),
+        "intervals": intervals(replay.questions(chosen.threshold)),
     }
     record(args.name, settings={"tolerance": args.tolerance, "wave": args.wave}, figures=figures)
 

@@ -6,7 +6,8 @@ scorer tokens, seconds an item (the wall-clock of all items by their number), an
 
 At equal tokens self-consistency and best-of-N draw as many solutions as it takes to generate the tokens of the budget, all at once, and
 beam search, which has no answer before its end, is as wide as fits in. A tree search gets the budget itself (``search.budget.generated``)
-and ends with the step that uses it up. Greedy decoding is one solution. Differences are of pairs, item by item.
+and ends with the step that uses it up; a way that it is on then gives no answer. Greedy decoding is one solution. Differences are of
+pairs, item by item.
 
 What is finished is kept in ``--out`` and taken from there, so a broken-off measurement goes on.
 
@@ -41,11 +42,14 @@ from benchmarks._runs import kept
 from reasoner_ray.config import JobConfig, load_config
 from reasoner_ray.data.tasks import Item, Task, stable_hash
 from reasoner_ray.models import fingerprint, resolve_model
+from reasoner_ray.prm.step_scorer import PrmStepScorer
 from reasoner_ray.rollout.engine import EngineSettings
 from reasoner_ray.rollout.stepping import SteppingEngine
 from reasoner_ray.rollout.worker import RolloutWorker
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.scorer import Scorer
+from reasoner_ray.scoring.step_scorers import StepScorerContext
+from reasoner_ray.search.methods import get_method, make_step_scorer
 from reasoner_ray.search.results import make_record, summarise_results
 from reasoner_ray.search.run import search_items
 from reasoner_ray.trainer.launch import connect, load_task
@@ -91,10 +95,16 @@ def fitted(method: str, budget: int, solution: float) -> dict[str, Any]:
     if method in PLAIN:
         return {"paths": math.ceil(samples)}
     if method == "beam":
-        return {"paths": max(1, int(samples / width)), "width": width}
+        room = math.ceil(samples)
+        paths, width = max(((room // w, w) for w in (4, 5, 3, 6, 2, 1) if w <= room), key=lambda size: size[0] * size[1])
+        return {"paths": paths, "width": width}
     if method == "rstar":
         return {"actions": ["step", "rest"], "rollouts": most, "width": 3, "direct": 4}
-    more = {"mcts_alpha": {"simulations": 4}, "gumbel": {"simulations": 4, "considered": 4}, "mcts_rollout": {"simulations": 4 * most}}
+    more = {
+        "mcts_alpha": {"simulations": 4, "sample_moves": True},
+        "gumbel": {"simulations": 4, "considered": 4},
+        "mcts_rollout": {"simulations": 4 * most},
+    }
     return {"paths": most, "width": width, **more.get(method, {})}
 
 
@@ -125,6 +135,10 @@ async def one_size(engine: SteppingEngine, config: JobConfig, items: Sequence[It
     worker = RolloutWorker(config, engine, tokenizer)
     await engine.pause()
     await engine.resume(config.seed)  # what was computed before is not shared
+    if get_method(config.search).uses_scorer(config.search):
+        step_scorer = make_step_scorer(config.search, StepScorerContext(config=config, engine=engine, tokenizer=tokenizer))
+        if isinstance(step_scorer, PrmStepScorer):
+            await step_scorer.forget()
     began = time.perf_counter()
     found = await asyncio.gather(*(worker.run_group(item, f"{config.seed}/{item.id}", 1) for item in items))
     wall = time.perf_counter() - began
@@ -147,7 +161,8 @@ def summed_up(method: str, options: dict[str, Any], runs: Sequence[dict[str, Any
     row |= {name: spread([run[name] for run in runs]) for name in ("accuracy", "confidence", "wall_an_item")}
     row["accuracy_95"] = low, high = interval(list(by_item(runs).values()))
     row |= {name: spread([run["cost"][name] for run in runs]) for name in runs[0]["cost"]}
-    row["accuracy_by"] = {way: fmean([run["accuracy_by"][way] for run in runs]) for way in runs[0]["accuracy_by"]}
+    ways = set.intersection(*(set(run["accuracy_by"]) for run in runs))  # values below 0 have no product
+    row["accuracy_by"] = {way: fmean([run["accuracy_by"][way] for run in runs]) for way in sorted(ways)}
     row |= {name: fmean([run[name] for run in runs]) for name in ("unsolved", "unjudged")}
     print(
         f"{method:<17} {options!s:<45} {row['accuracy']['mean']:.1%} ({low:.1%} to {high:.1%})  {row['generated']['mean']:.0f} generated, "

@@ -132,6 +132,10 @@ class Partial:
         return Partial(self.tokens[: ends[-1] if ends else self.start], ends, self.start)
 
 
+_STEP = 16
+"""Tokens of a short step: so far ahead a separator is looked for first."""
+
+
 class Separator:
     """Ends a step after the token that completes ``text``. Raises ``ValueError`` for an empty text."""
 
@@ -154,9 +158,12 @@ class Separator:
         return self.text in decode_piece(self._tokenizer, tokens, start, len(tokens))
 
     def _next_end(self, tokens: Sequence[int], at: int) -> int:
-        if not self.closes(tokens, at):
-            return len(tokens)
-        places = range(at + 1, len(tokens))  # a text that holds the separator still holds it when more follows
+        reach = _STEP
+        while self.text not in decode_piece(self._tokenizer, tokens, at, min(at + reach, len(tokens))):
+            if at + reach >= len(tokens):
+                return len(tokens)
+            reach *= 2
+        places = range(at + 1, min(at + reach, len(tokens)))  # a text that holds the separator still holds it when more follows
         return at + 1 + bisect_left(places, True, key=lambda end: self.text in decode_piece(self._tokenizer, tokens, at, end))
 
 

@@ -83,6 +83,7 @@ def make_policy(context: EpisodeContext, config: LabelConfig) -> StepPolicy:
         max_context=context.max_context,
         order=context.group_id,
         on_request=context.on_request,
+        remembers=False,
     )
 
 

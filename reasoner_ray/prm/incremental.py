@@ -50,6 +50,11 @@ class PieceMemory:
             _, dropped = self._pieces.popitem(last=False)
             self._held -= dropped.shape[3]
 
+    def clear(self) -> None:
+        """Drop all of them."""
+        self._pieces.clear()
+        self._held = 0
+
 
 def prefix_digests(partial: Partial) -> list[bytes]:
     """A digest of all tokens up to the prompt's end, and up to each step's."""

@@ -35,6 +35,14 @@ class StepModel(Protocol):
         """One value a step, read at its last token. Raises ``ScoringError``. Not thread-safe."""
         ...
 
+    def unknown(self, partials: Sequence[Partial]) -> int:
+        """Tokens behind the last step that is known, of each solution: about what ``score`` will compute for them."""
+        ...
+
+    def forget(self) -> None:
+        """Begin anew: nothing scored so far is remembered."""
+        ...
+
 
 class CachedStepModel(ABC):
     """Remembers scores by prefix: the state at a step's end depends on nothing behind it, so a score is its prefix's for ever."""
@@ -60,6 +68,19 @@ class CachedStepModel(ABC):
             values.update(zip(wanted, self._compute(rows), strict=True))
         self._remember(values)
         return [[values[key] for key in each] for each in keys]
+
+    def unknown(self, partials: Sequence[Partial]) -> int:
+        """See ``StepModel.unknown``."""
+        tokens = 0
+        for partial in partials:
+            known = [key in self._known for key in self._keys(partial)]
+            first = known.index(False) if False in known else len(known)
+            tokens += len(partial.tokens) - (partial.ends[first - 1] if first else 0)
+        return tokens
+
+    def forget(self) -> None:
+        """See ``StepModel.forget``."""
+        self._known.clear()
 
     def _keys(self, partial: Partial) -> list[bytes]:
         """What the score of each step depends on: all tokens up to its end."""
@@ -103,6 +124,12 @@ class ProcessModel(CachedStepModel):
         self._vocabulary, self._longest = int(read_config(folder)["vocab_size"]), longest_context(folder)
         self._name, self._budget = str(path), tokens_per_microbatch
         self._memory = PieceMemory(kept_tokens) if kept_tokens else None
+
+    def forget(self) -> None:
+        """See ``StepModel.forget``."""
+        super().forget()
+        if self._memory is not None:
+            self._memory.clear()
 
     def _compute(self, rows: Rows) -> list[float]:
         for partial, _ in rows:

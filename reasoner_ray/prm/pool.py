@@ -147,13 +147,16 @@ class Batcher:
                 answer.set_result(result)
 
     def _together(self, calls: list[list[Partial]]) -> list[tuple[list[list[float]], int]]:
-        before = self._model.tokens
+        before, new = self._model.tokens, [self._model.unknown(partials) for partials in calls]
         scores = iter(self._model.score([partial for partials in calls for partial in partials]))
         computed = self._model.tokens - before
-        asked = [sum(len(partial.tokens) for partial in partials) for partials in calls]
-        shares = [computed * n // max(sum(asked), 1) for n in asked]
-        shares[0] += computed - sum(shares)  # so that the shares add up
+        shares = [computed * n // max(sum(new), 1) for n in new]
+        shares[new.index(max(new))] += computed - sum(shares)  # so that the shares add up
         return [([next(scores) for _ in partials], share) for partials, share in zip(calls, shares, strict=True)]
+
+    async def forget(self) -> None:
+        """See ``StepModel.forget``. Of a batcher that nobody waits for."""
+        await asyncio.to_thread(self._model.forget)
 
 
 class StepModelActor:
@@ -183,6 +186,11 @@ class StepModelActor:
         if self._problem is not None:
             raise self._problem
         return await self._batcher.score(partials)
+
+    async def forget(self) -> None:
+        """See ``StepModel.forget``."""
+        if self._problem is None:
+            await self._batcher.forget()
 
 
 class StepModelPool:
@@ -252,6 +260,10 @@ class StepModelPool:
                     ) from error
                 await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
         raise AssertionError("the loop returns or raises")
+
+    async def forget(self) -> None:
+        """Let the actors begin anew, so that what a measurement counts does not depend on what was scored before it."""
+        await asyncio.gather(*(result_of(actor.forget.remote()) for actor in self._actors))
 
     async def stop(self) -> None:
         """End the actors."""

@@ -68,6 +68,10 @@ class PrmStepScorer:
         """Start the actors and wait until they are ready. Raises ``ReasonerError``."""
         await self._pool.start()
 
+    async def forget(self) -> None:
+        """Let the actors forget all that they scored. Not while others score."""
+        await self._pool.forget()
+
     async def stop(self) -> None:
         """End the actors."""
         await self._pool.stop()

@@ -74,6 +74,7 @@ class SteppingEngine:
         self._salt = "0/0"
         self._paused = False
         self._ids = itertools.count()
+        self._seedings = itertools.count()
         self._waiting: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._dropped: list[str] = []
@@ -242,7 +243,7 @@ class SteppingEngine:
         """See ``Engine.resume`` and the module's text."""
         if seed is not None:
             await self._call(lambda: _seed(seed))
-            self._salt = f"{self._version}/{self._loads}/{seed}"
+            self._salt = f"{self._version}/{self._loads}/{next(self._seedings)}"  # a seed may come again
             self._waiting.sort(key=lambda request: request.order)
         self._paused = False
         self._wake()

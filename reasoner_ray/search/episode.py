@@ -111,6 +111,7 @@ def make_search(context: EpisodeContext, prompt: list[int], name: str) -> Search
         max_context=context.max_context,
         order=name,
         on_request=context.on_request,
+        remembers=method.uses_scorer(config) and config.scorer.name not in ("prm", "judge", "function"),
     )
     scorer = make_step_scorer(
         config, StepScorerContext(config=job, engine=context.engine, tokenizer=context.tokenizer, known_logprobs=policy.known_logprobs)

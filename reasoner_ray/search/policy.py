@@ -54,18 +54,20 @@ class StepPolicy:
         cost: Cost | None = None,
         order: str = "",
         on_request: Callable[[], None] = lambda: None,
+        remembers: bool = True,
     ) -> None:
         """``sampling`` is of a whole solution: the tokens it may have, and the strings that end it.
 
         A step ends with ``separator`` (see ``steps.segment``); one that has not within ``step_tokens`` is cut. Where a function
         cuts the text, so many tokens are sampled, and those behind the step's end are discarded. ``order`` is the order of its
-        requests in the engine, ``on_request`` is called before each.
+        requests in the engine, ``on_request`` is called before each. ``remembers``: whether the likelihoods of steps are wanted.
         """
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.separator = separator
         self.cost = cost if cost is not None else Cost()
         self.known_logprobs: dict[tuple[int, ...], float] = {}  # see StepScorerContext
+        self._remembers = remembers
         self._engine, self._order, self._on_request = engine, order, on_request
         self._step_tokens = separator if isinstance(separator, int) else step_tokens
         self._max_context = max_context
@@ -172,18 +174,22 @@ class StepPolicy:
                 return _shortened(generation, kept), "step"
         if generation.finish_reason == "length":
             return generation, "step" if len(generation.tokens) == self.separator else "cut"
-        known, solution = (decode_piece(self.tokenizer, tokens, start, end) for end in (len(before), len(tokens)))
-        # What the search wrote itself may hold a stop string; one that the policy completed ends with its own text.
-        stopped = any(solution.find(stop, max(0, len(known) - len(stop) + 1)) >= 0 for stop in self.sampling.stop)
-        if stopped or only_special(tokens[-1:], self.tokenizer):
+        if only_special(tokens[-1:], self.tokenizer) or self._is_stopped(tokens, start, len(before)):
             return generation, "solution"
         closed = isinstance(self.separator, str) and self.separator in decode_piece(self.tokenizer, tokens, len(before), len(tokens))
         return generation, "step" if closed else "solution"
 
+    def _is_stopped(self, tokens: tuple[int, ...], start: int, begin: int) -> bool:
+        """Whether a stop string ends in what was written from ``begin`` on; what the search wrote before may hold one."""
+        if not self.sampling.stop:
+            return False
+        known, solution = (decode_piece(self.tokenizer, tokens, start, end) for end in (begin, len(tokens)))
+        return any(solution.find(stop, max(0, len(known) - len(stop) + 1)) >= 0 for stop in self.sampling.stop)
+
     def _remember(self, before: Partial, after: Continuation, temperature: float | None) -> None:
         """Keep what the likelihood of each new step is, where the sampling distribution is the model's own."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
-        if sampling.temperature not in (0.0, 1.0) or sampling.top_p < 1 or sampling.top_k or sampling.min_p:
+        if not self._remembers or sampling.temperature not in (0.0, 1.0) or sampling.top_p < 1 or sampling.top_k or sampling.min_p:
             return
         if after.lead:  # nobody knows the log-probs of what was written for the policy
             return

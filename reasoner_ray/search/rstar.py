@@ -178,10 +178,14 @@ async def _reward(search: Search[RstarOptions], leaf: Node) -> float:
 
 
 async def _check(search: Search[RstarOptions]) -> None:
-    """Each solution's value becomes its mean reward times the share of the checks that agree with it."""
+    """Each solution's value becomes its mean reward times the share of the checks that agree with it.
+
+    Its reward alone where there are no checks, or the budget was used up before the first.
+    """
     agreed: dict[int, float] = {}
+    checks = search.options.checks if not search.spent else 0
     for solution in search.found:
-        if search.options.checks and id(solution.node) not in agreed:
+        if checks and id(solution.node) not in agreed:
             agreed[id(solution.node)] = await _agreement(search, solution)
     for solution in search.found:
         solution.value = solution.node.q * agreed.get(id(solution.node), 1.0)
@@ -190,7 +194,7 @@ async def _check(search: Search[RstarOptions]) -> None:
 async def _agreement(search: Search[RstarOptions], solution: Solution) -> float:
     """Share of the completions of a solution's beginning that come to the same answer; 0 where it has none."""
     if search.spent or not solution.answer:
-        return 0.0  # what could not be checked does not count; where nothing could, all count alike
+        return 0.0  # beside those that were checked, what could not be does not count
     low, high = search.options.mask
     steps = len(solution.node.partial.ends)
     kept = min(steps - 1, math.ceil(steps * float(search.source.uniform(low, high))))

@@ -37,6 +37,12 @@ class SlowModel:
         self.calls: list[int] = []
         self.go = threading.Event()
 
+    def unknown(self, partials: Sequence[Partial]) -> int:
+        return sum(len(p.ends) - 1 for p in partials)  # of each the first step is known, say
+
+    def forget(self) -> None:
+        raise AssertionError("nobody asked for it")
+
     def score(self, partials: Sequence[Partial]) -> list[list[float]]:
         assert self.go.wait(10)
         self.calls.append(len(partials))
@@ -66,7 +72,9 @@ def test_callers_share_batches() -> None:
         results = await asyncio.gather(*later)
         assert [scores for scores, _ in results] == [[[float(n)] * n, [1.0]] for n in (2, 3, 4)]
         assert model.calls == [1, 6] and batcher.batches == 2
-        assert 1 + sum(tokens for _, tokens in results) == model.tokens, "shares of the cost add up to what was computed"
+        shares = [tokens for _, tokens in results]
+        assert 1 + sum(shares) == model.tokens, "shares of the cost add up to what was computed"
+        assert shares == [2, 5, 10], "of 17, by what was new of each (1, 2 and 3); the rest to who had most of it"
 
     asyncio.run(run())
 
@@ -155,6 +163,21 @@ def prm_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         learner.train_step([[e.trajectory("prm", config.supervised) for e in make_examples(8)]])
     learner.export(folder / "model")
     return folder / "model"
+
+
+def test_what_a_model_knows_of_solutions_and_that_it_can_forget(prm_dir: Path) -> None:
+    model = ProcessModel(str(prm_dir), dtype="float32")
+    partial = next(e.partial for e in make_examples(12) if len(e.partial.ends) > 1)
+    assert model.unknown([partial, partial.until(1)]) == len(partial.tokens) + len(partial.until(1).tokens)
+    first = model.score([partial.until(1)])
+    computed = model.tokens
+    assert computed == len(partial.until(1).tokens)
+    assert model.unknown([partial]) == len(partial.tokens) - partial.ends[0]
+    model.score([partial.until(1)])
+    assert model.tokens == computed, "known"
+    model.forget()
+    assert model.unknown([partial.until(1)]) == computed
+    assert model.score([partial.until(1)]) == first and model.tokens == 2 * computed
 
 
 @pytest.mark.long

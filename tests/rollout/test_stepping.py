@@ -82,6 +82,21 @@ def test_seeded_generation_does_not_depend_on_arrival_or_on_what_came_before(eng
     assert first == second
 
 
+def test_a_seed_that_comes_again_finds_nothing_computed(engine: Any) -> None:
+    """Measurements use the same seeds one after the other."""
+
+    async def run() -> list[int | None]:
+        cached = []
+        for _ in range(2):
+            await engine.pause()
+            await engine.resume(seed=5)
+            cached += [(await engine.generate(PROMPT, sample(2)))[0].cached for _ in range(2)]
+        return cached
+
+    first, second, third, fourth = asyncio.run(run())
+    assert first == third == 0 and second == fourth and second, "a prompt is shared within a round alone"
+
+
 def test_more_requests_than_fit_at_once_all_end(engine: Any) -> None:
     async def run() -> list[list[Generation]]:
         return await asyncio.gather(*(engine.generate(PROMPT[:i], sample(3), n=8) for i in range(1, 13)))

@@ -36,6 +36,7 @@ SUMS = (
     "So the value is \\(x = \\frac{10}{2}\\).",
     "Therefore $4 + 1$ dollars are left",
 )
+WRONG_SUMS = ("The answer is 6. Not 5?", "\\boxed{}", "#### 7", "Of 5 he ate 2, so 3 are left")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,18 @@ CASES = {
     "arithmetic": Case({}, (" 5\n", "5"), ("The answer is 5", "5.", "6", "")),
     "jsonl": Case({"path": "x"}, ("5", " 5 "), ("4\n5", "\\boxed{5}", "")),
     "parquet": Case({"path": "x"}, ("5", " 5 "), ("4\n5", "\\boxed{5}", "")),
-    "gsm8k": Case({"path": "x"}, SUMS, ("The answer is 6. Not 5?", "\\boxed{}", "#### 7", "Of 5 he ate 2, so 3 are left"), alone="\\boxed{{{}}}".format),
-    "math": Case({"path": "x"}, SUMS, ("The answer is 6. Not 5?", "\\boxed{}", "#### 7", "Of 5 he ate 2, so 3 are left"), alone="\\boxed{{{}}}".format),
+    "gsm8k": Case(
+        {"path": "x"},
+        SUMS,
+        WRONG_SUMS,
+        alone="\\boxed{{{}}}".format,
+    ),
+    "math": Case(
+        {"path": "x"},
+        SUMS,
+        WRONG_SUMS,
+        alone="\\boxed{{{}}}".format,
+    ),
     "countdown": Case({}, GAMES, ("6 * 4", "The answer is 24.", ""), 24, HAND),
     "game24": Case({}, GAMES, ("6 * 4", "The answer is 24.", ""), 24, HAND),
     "deduction": Case(

@@ -102,6 +102,24 @@ def test_a_search_stops_at_its_budget(method: str, resource: str) -> None:
     assert result.chosen is not None, "the best so far comes back"
 
 
+@pytest.mark.parametrize("method", [*GUIDED, "cot_sc_tree", "self_consistency"])
+def test_a_search_stops_when_its_time_is_up(method: str) -> None:
+    """A second a request: by the clock a search has at most what was under way then."""
+    engine = DigitEngine()
+    result, _ = solve(
+        method, GUIDED.get(method, {"paths": 200}), engine=engine, clock=lambda: float(len(engine.calls)), budget={"seconds": 30}
+    )
+    assert result.ended == "seconds" and result.chosen is not None
+    assert 30 <= len(engine.calls) <= 30 + 24 * (2 if method in ("beam", "rstar") else 1)
+
+
+@pytest.mark.parametrize("method", GUIDED)
+def test_a_search_stops_when_its_scorer_has_computed_enough(method: str) -> None:
+    result, _ = solve(method, GUIDED[method], scorer={"name": "likelihood"}, temperature=0.5, budget={"scorer": 40})
+    assert result.ended == "scorer" and 40 <= result.cost.scorer <= 40 + 2 * 24 * 24
+    assert result.chosen is not None
+
+
 def test_budgets_of_scorer_tokens_and_of_seconds() -> None:
     likelihood = {"name": "likelihood"}
     cold = solve("mcts", {"paths": 50, "width": 3}, scorer=likelihood, temperature=0.5, budget={"scorer": 30})[0]
@@ -216,6 +234,42 @@ def test_solutions_in_the_tree_are_not_thrown_away_by_a_budget(method: str) -> N
     assert settled.ended == "generated", "what ended the search was not the belief over what it holds"
 
 
+def test_solutions_in_the_tree_are_not_thrown_away_where_the_way_closes() -> None:
+    """The most valuable first step leads nowhere; the solutions beside it were left behind."""
+
+    class Trap(DigitEngine):
+        def _one(self, prompt: list[int], sampling: Any) -> Any:
+            self.lines = 3 if len(prompt) == len(PROMPT) else 0
+            generation = super()._one(prompt, sampling)
+            return generation if generation.tokens[0] == digit(2) else replace(generation, tokens=[generation.tokens[0], EOS])
+
+    scorer = {"name": "function", "args": {"path": "tests.search.step_functions:last_digit"}}
+    for method, size in (("beam", {"paths": 1, "width": 12}), ("mcts_alpha", {"width": 12, "simulations": 8})):
+        result, _ = solve(method, size, engine=Trap((1, 1, 1)), scorer=scorer)
+        assert result.ended == "done" and result.answer == "1", method
+
+
+def test_beam_narrows_where_a_solution_ends_and_dfs_leaves_children_out() -> None:
+    """First steps 0 and 1 end a solution, 2 goes on; a step is worth its digit."""
+
+    class TwoGoesOn(DigitEngine):
+        def _one(self, prompt: list[int], sampling: Any) -> Any:
+            generation = super()._one(prompt, sampling)
+            first = len(prompt) == len(PROMPT)
+            return replace(generation, tokens=[generation.tokens[0], EOS]) if first and generation.tokens[0] != digit(2) else generation
+
+    scorer = {"name": "function", "args": {"path": "tests.search.step_functions:last_digit"}}
+    result, _ = solve("beam", {"paths": 2, "width": 12}, engine=TwoGoesOn((1, 1, 1)), scorer=scorer)
+    assert [s.answer[0] for s in result.solutions] == ["1", "2"] and len(result.solutions[1].answer) == 3
+    widest = max(sum(n.children is not None for n in result.root.walk() if n.depth == depth) for depth in range(3))
+    assert widest == 1, "one has ended, so one is left of the two that are kept"
+    found = {}
+    for name, extra in {"half": {"prune_ratio": 0.5}, "all": {"prune_ratio": 0}, "value": {"prune_ratio": 0, "prune_value": 0.15}}.items():
+        result, _ = solve("dfs", {"paths": 99, "width": 12, **extra}, engine=TwoGoesOn((1, 1, 1)), scorer=scorer)
+        found[name] = {s.answer[0] for s in result.solutions}
+    assert found == {"half": {"1", "2"}, "all": {"0", "1", "2"}, "value": {"2"}}, "of 3 children rank 0 and 1 are within half of 3"
+
+
 def test_the_best_way_is_its_value_before_its_length() -> None:
     root = Node(Partial.root(PROMPT))
     good = Node(root.partial.then([5]), value=0.9, parent=root)
@@ -242,6 +296,12 @@ def test_rstar_keeps_what_another_go_agrees_with() -> None:
     values = {s.answer: s.value for s in search.found}
     assert result.answer == "000"
     assert values["000"] == max(values.values()) and min(values.values()) < values["000"] / 2
+
+
+def test_rstar_without_budget_for_checks_goes_by_its_rewards() -> None:
+    result, search = solve("rstar", {"actions": ["step"], "width": 6, "rollouts": 500}, budget={"generated": 150})
+    assert result.ended == "generated" and len({s.answer for s in search.found}) > 1
+    assert all(s.value == s.node.q for s in search.found) and max(s.value for s in search.found) > 0
 
 
 def test_rstar_takes_the_most_frequent_direct_answer() -> None:

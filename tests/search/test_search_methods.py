@@ -43,7 +43,7 @@ def test_at_equal_tokens_every_search_has_the_same_budget(tmp_path: Path) -> Non
         assert (job.search.budget.generated is None) == (job.search.method != "mcts"), "the others are as large as the budget says"
     assert [row["settings"] for row in rows if row["method"] == "best_of_n"] == [{"paths": 10}, {"paths": 20}]
     beams = [row["settings"] for row in rows if row["method"] == "beam"]
-    assert beams == [{"paths": 2, "width": 4}, {"paths": 5, "width": 4}], "10 and 20 solutions of 20 tokens fit in, four to a path"
+    assert beams == [{"paths": 2, "width": 5}, {"paths": 5, "width": 4}], "10 and 20 solutions of 20 tokens"
     mcts = next(row for row in rows if row["method"] == "mcts" and row["budget"] == 400)
     assert {name: mcts[name]["mean"] for name in ("generated", "prompt", "scorer", "wall_an_item")} == {
         "generated": 400.0,
@@ -68,6 +68,19 @@ def test_what_has_been_run_is_not_run_again(tmp_path: Path) -> None:
     assert len(other.asked) == 2, "other weights are another measurement"
 
 
+def test_every_method_has_sizes() -> None:
+    assert set(SWEEPS) == set(SEARCHES.names())
+
+
+def test_a_value_below_0_in_one_seed_takes_no_row(tmp_path: Path) -> None:
+    class Below(Searches):
+        def __call__(self, job: JobConfig) -> dict[str, Any]:
+            return super().__call__(job) | {"accuracy_by": {"majority": 0.5} | ({} if job.seed else {"product/vote": 1.0})}
+
+    (row,) = bench(tmp_path, Below()).swept(["greedy"], 1)
+    assert row["accuracy_by"] == {"majority": 0.5}
+
+
 @pytest.mark.parametrize("method", SWEEPS)
 def test_fitted_settings_are_the_methods_own(method: str) -> None:
     for budget in (10, 1000):
@@ -76,8 +89,9 @@ def test_fitted_settings_are_the_methods_own(method: str) -> None:
 
 def test_fitted_sizes() -> None:
     assert fitted("best_of_n", 300, 40.0) == {"paths": 8}, "no fewer tokens than the budget, so that no other has more for that"
-    assert fitted("beam", 300, 40.0) == {"paths": 1, "width": 4}, "7.5 solutions hold one path of four, not two"
-    assert fitted("beam", 100, 40.0) == {"paths": 1, "width": 2}
+    assert fitted("beam", 300, 40.0) == {"paths": 2, "width": 4}, "as many as there are plain samples"
+    assert fitted("beam", 280, 40.0) == {"paths": 2, "width": 3}, "seven samples: six fit in"
+    assert fitted("beam", 100, 40.0) == {"paths": 1, "width": 3}
     assert fitted("beam", 10, 40.0) == {"paths": 1, "width": 1}
     assert fitted("mcts", 300, 40.0) == {"paths": 30, "width": 4}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,7 +88,7 @@ def job(method: str, settings: dict[str, Any] | None = None, **search: Any) -> J
     )
 
 
-def make(config: JobConfig, engine: Any, *, tokens: int = 16, seed: int = 0) -> Search[Any]:
+def make(config: JobConfig, engine: Any, *, tokens: int = 16, seed: int = 0, clock: Callable[[], float] = time.perf_counter) -> Search[Any]:
     method = get_method(config.search)
     policy = StepPolicy(
         engine,
@@ -103,7 +104,7 @@ def make(config: JobConfig, engine: Any, *, tokens: int = 16, seed: int = 0) -> 
         prompt=tuple(PROMPT),
         policy=policy,
         scorer=scorer,
-        meter=Meter(config.search.budget, policy.cost, scorer),
+        meter=Meter(config.search.budget, policy.cost, scorer, clock),
         config=config.search,
         options=method.settings(config.search.settings),
         read_answer=read_digits,
@@ -114,8 +115,15 @@ def make(config: JobConfig, engine: Any, *, tokens: int = 16, seed: int = 0) -> 
 
 
 def solve(
-    method: str, settings: dict[str, Any] | None = None, *, engine: Any = None, seed: int = 0, tokens: int = 16, **search: Any
+    method: str,
+    settings: dict[str, Any] | None = None,
+    *,
+    engine: Any = None,
+    seed: int = 0,
+    tokens: int = 16,
+    clock: Callable[[], float] = time.perf_counter,
+    **search: Any,
 ) -> tuple[SearchResult, Search[Any]]:
     config = job(method, settings, **search)
-    made = make(config, engine or DigitEngine(seed=seed), seed=seed, tokens=tokens)
+    made = make(config, engine or DigitEngine(seed=seed), seed=seed, tokens=tokens, clock=clock)
     return asyncio.run(run_search(made, get_method(config.search))), made
