@@ -1,10 +1,9 @@
 """Game24 with a small model made here: every search method at equal tokens, and search in training (TS-LLM, arXiv 2309.17179).
 
 A Llama of a few million weights with a tokenizer of the game's own learns all solutions of a part of the training hands (kind sft).
-Then, each by a command of the system: rounds of search in training on all training hands (kind rounds; before the first one a value
-model learns from plain samples), over several seeds; and every search method at several sizes, over seeds, on the held-out hands with
-the fine-tuned policy and that first value model. The value-guided methods are compared with best-of-N by the same value model and with
-self-consistency at equal generated tokens, read off their curves.
+Then, each by a command of the system: rounds of search in training (kind rounds; before the first one a value model learns from plain
+samples), over several seeds; a value model of more samples (rounds without a round); and every search method at equal generated tokens
+(``benchmarks.search_methods``), over seeds, on the held-out hands with the fine-tuned policy and that value model.
 
     python -m benchmarks.game24_rounds                  # hours on two cores, not timed yet
     python -m benchmarks.game24_rounds --tiny           # minutes: whether everything runs; its figures mean nothing
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import subprocess
 import sys
@@ -25,13 +23,14 @@ from typing import Any
 
 from benchmarks._record import RESULTS, record
 from benchmarks.process_rewards import ROOT, reasoner
+from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.plot import plot_runs
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
-GUIDED = ("beam", "dfs", "mcts", "mcts_alpha", "mcts_rollout", "gumbel")
+STAGES = ("sft", "rounds", "value", "methods")
 FIGURES = {
     "eval/accuracy": "the bare policy, %",
     "eval/tokens": "the bare policy, tokens a hand",
@@ -145,34 +144,24 @@ def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> d
     return figures
 
 
-def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every method (``benchmarks.search_methods``), then the guided ones against what needs no search, at equal tokens."""
-    name = f"{arguments.name}_methods"
-    first = folder / "rounds-seed1" / "round-00" / "value" / "model"
-    overrides = [f"model.path={folder / 'sft' / 'model'}", f"search.scorer.args.model={first}", f"search.items={arguments.held_out}"]
-    command = [sys.executable, "-m", "benchmarks.search_methods", str(job), *overrides, "--seeds", str(arguments.seeds), "--name", name]
-    if arguments.methods:
-        command += ["--methods", *arguments.methods]
-    if subprocess.run(command, cwd=ROOT).returncode:
+def learn_values(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A value model of plain samples of the training hands: what comes before a first round."""
+    epochs = f"rounds.phases.value.supervised.epochs={arguments.value_epochs}"
+    sizes = ["rounds.n=0", f"rounds.questions={arguments.value_questions}", f"rounds.samples={arguments.value_samples}", epochs]
+    _, minutes = reasoner("train", job, ["kind=rounds", "name=value", "seed=7", f"model.path={folder / 'sft' / 'model'}", *sizes])
+    (row,) = read_jsonl(folder / "value" / METRICS_FILE)
+    kept = ("value/paths", "value/auc", "value/explained_variance", "samples/accuracy", "samples/any_right")
+    return {"minutes of the value model": minutes} | {f"value model of the methods: {key}": row[key] for key in kept}
+
+
+def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> None:
+    """Every method at equal tokens: a record of its own."""
+    value = folder / "value" / "round-00" / "value" / "model"
+    overrides = [f"model.path={folder / 'sft' / 'model'}", f"search.scorer.args.model={value}", f"search.items={arguments.held_out}"]
+    command = [sys.executable, "-m", "benchmarks.search_methods", "--job", str(job), *overrides, "--seeds", str(arguments.seeds)]
+    command += ["--methods", *(arguments.methods or SWEEPS), "--sizes", "0", "--tokens", *map(str, arguments.tokens)]
+    if subprocess.run([*command, "--name", f"{arguments.name}_methods", "--out", str(folder / "methods")], cwd=ROOT).returncode:
         raise SystemExit("benchmarks.search_methods failed")
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["figures"]["rows"]
-    figures: dict[str, Any] = {}
-    for base in ("best_of_n", "self_consistency"):
-        curve = [(row["generated"]["mean"], row["accuracy"]["mean"]) for row in rows if row["method"] == base]
-        for row in rows:
-            equal = accuracy_at(row["generated"]["mean"], curve) if row["method"] in GUIDED else None
-            if equal is not None:
-                what = f"{row['method']} {row['settings']} at {row['generated']['mean']:.0f} tokens"
-                figures[f"{what}: points above {base} with equal tokens"] = [100 * (value - equal) for value in row["accuracy"]["values"]]
-    return figures
-
-
-def accuracy_at(tokens: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """Accuracy of a curve of (tokens, accuracy) at so many tokens, between two points along their logarithm; None outside it."""
-    for (low, worse), (high, better) in pairwise(sorted(curve)):
-        if low <= tokens <= high:
-            return worse + (better - worse) * math.log(tokens / low) / math.log(high / low)
-    return None
 
 
 def read_arguments() -> argparse.Namespace:
@@ -186,17 +175,22 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=1073, help="training hands searched a round, the first so many")
     parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
+    parser.add_argument("--value-questions", type=int, default=1073, help="training hands of the methods' value model, the first so many")
+    parser.add_argument("--value-samples", type=int, default=16, help="of each")
+    parser.add_argument("--value-epochs", type=int, default=3)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
     parser.add_argument("--held-out", type=int, default=289, help="hands of every evaluation, the first so many")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
-    parser.add_argument("--stages", nargs="+", default=["sft", "rounds", "methods"], choices=["sft", "rounds", "methods"])
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
     parser.add_argument("--name", default="game24_rounds", help="of the record")
     parser.add_argument("--tiny", action="store_true", help="a model and sizes that mean nothing")
     arguments = parser.parse_args()
     if arguments.tiny:
         tiny = {"width": 64, "layers": 2, "taught": 0.1, "epochs": 2, "epochs_a_round": 1, "rounds": 1, "questions": 48, "samples": 4}
-        vars(arguments).update(tiny | {"held_out": 16, "seeds": 1, "solutions": 8, "methods": ["greedy", "best_of_n", "beam"]})
+        tiny |= {"value_questions": 32, "value_samples": 4, "value_epochs": 1, "held_out": 16, "seeds": 1, "solutions": 8}
+        vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
 
@@ -214,8 +208,10 @@ def main() -> None:
         figures |= {"minutes of fine-tuning": minutes, "learner, tokens a second": sum(speeds) / len(speeds)}
     if "rounds" in arguments.stages:
         figures |= learn_by_search(job, folder, arguments)
+    if "value" in arguments.stages:
+        figures |= learn_values(job, folder, arguments)
     if "methods" in arguments.stages:
-        figures |= compare_methods(job, folder, arguments)
+        compare_methods(job, folder, arguments)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "name"}
     record(arguments.name, settings, figures)
 

@@ -96,7 +96,8 @@ def fitted(method: str, budget: int, solution: float) -> dict[str, Any]:
         return {"paths": math.ceil(samples)}
     if method == "beam":
         room = math.ceil(samples)
-        paths, width = max(((room // w, w) for w in (4, 5, 3, 6, 2, 1) if w <= room), key=lambda size: size[0] * size[1])
+        widths = [w for w in (4, 5, 3, 6, 2) if w <= room] or [1]
+        paths, width = max(((room // w, w) for w in widths), key=lambda size: size[0] * size[1])
         return {"paths": paths, "width": width}
     if method == "rstar":
         return {"actions": ["step", "rest"], "rollouts": most, "width": 3, "direct": 4}

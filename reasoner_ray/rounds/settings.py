@@ -22,7 +22,7 @@ class RoundsConfig(Section):
         description="search: search on training questions, learn the right paths, retrain the value model (TS-LLM); "
         "process_rewards: RL with process rewards, then new rollouts are labelled and the process reward model goes on learning",
     )
-    n: int = Field(2, ge=1, description="rounds; a finished job goes on with more of them")
+    n: int = Field(2, ge=0, description="rounds; a finished job goes on with more of them; 0: only what comes before the first")
     questions: int = Field(200, ge=1, description="search: training questions of a round, the first so many")
     samples: int = Field(
         8,

@@ -140,7 +140,7 @@ def test_a_model_may_be_kept_fixed() -> None:
         ({"rounds": {"phases": {"policy": {"learner": {"lrr": 1}}}}}, r"rounds\.phases\.policy: learner\.lrr: unknown key; .*learner\.lr"),
         ({"rounds": {"phases": {"value": {"supervised": {"data": ["task"]}}}}}, r"rounds\.phases\.value: supervised\.data: a task has"),
         ({"rounds": {"phases": {"policy": {"kind": "prm"}}}}, r"rounds\.phases\.policy\.kind: is the loop's own"),
-        ({"rounds": {"n": 0}}, r"rounds\.n: .*greater than or equal to 1"),
+        ({"rounds": {"n": -1}}, r"rounds\.n: .*greater than or equal to 0"),
     ],
 )
 def test_what_cannot_work_is_refused(tree: dict[str, Any], message: str) -> None:

@@ -125,6 +125,14 @@ def test_a_finished_job_does_nothing_more_and_goes_on_with_more_rounds(tmp_path:
     assert [r["step"] for r in read_jsonl(config.run_dir / "metrics.jsonl")] == [0, 1]
 
 
+def test_without_a_round_there_is_a_value_model(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config, workers = job(tmp_path, tiny_model_dir, n=0), Workers()
+    run(config, workers)
+    assert [name for name, _ in workers.began] == [f"0/{name}" for name in ("samples", "value", "greedy", "searched")]
+    assert (config.run_dir / "model").resolve() == tiny_model_dir.resolve()
+    assert (config.run_dir / "judge").resolve() == (config.run_dir / "round-00/value/model").resolve()
+
+
 def test_a_round_without_a_right_path_ends_the_job(tmp_path: Path, tiny_model_dir: Path) -> None:
     workers = Workers(right=0.0)
     with pytest.raises(DataError, match="found a right path"):
