@@ -92,7 +92,7 @@ def write_job(folder: Path, gold: Path, arguments: argparse.Namespace) -> Path:
     job.write_text(
         f"""
 out: {folder}
-model: {{path: {folder / "start"}, dtype: float32}}
+model: {{path: {folder / "start"}}}
 task: {{name: game24}}
 rollout: {{max_new_tokens: 112, max_context: 160, kv_cache_gb: 1, max_groups_per_worker: 128}}
 learner: {{lr: 1.0e-3, critic_lr: 1.0e-3, warmup_steps: 20, tokens_per_microbatch: 8192}}
@@ -101,19 +101,19 @@ trainer: {{eval_every: 100, checkpoint_every: 0}}
 tracking: {{wandb: "off", terminal: plain}}
 search:
   method: mcts_alpha
-  settings: {{width: 6, simulations: 8}}
+  settings: {{width: 6, simulations: 4}}
   step_tokens: 40
   depth: 5
-  scorer: {{name: prm, args: {{dtype: float32, kept_tokens: 65536}}}}
+  scorer: {{name: prm, args: {{kept_tokens: 65536}}}}
   items: {arguments.held_out}
 rounds:
   n: {arguments.rounds}
   questions: {arguments.questions}
   samples: {arguments.samples}
   phases:
-    search: {{search: {{settings: {{paths: 4, sample_moves: true}}}}}}
+    search: {{search: {{settings: {{paths: {arguments.paths}, sample_moves: true}}}}}}
     policy: {{learner: {{lr: 3.0e-4}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
-    value: {{learner: {{lr: 3.0e-4}}, supervised: {{epochs: {arguments.epochs_a_round}}}}}
+    value: {{learner: {{lr: 1.0e-3}}, supervised: {{epochs: {arguments.value_epochs}}}}}
 """
     )
     return job
@@ -123,15 +123,16 @@ def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> d
     """The rounds, once a seed; figures by round, and their learning curves as a picture."""
     figures: dict[str, list[float]] = {}
     runs = []
-    for seed in range(1, arguments.seeds + 1):
+    for seed in arguments.seeds:
         name = f"rounds-seed{seed}"
         overrides = ["kind=rounds", f"name={name}", f"seed={seed}", f"model.path={folder / 'sft' / 'model'}"]
         if arguments.tiny:  # nothing it writes is right, and something must be learnt
             overrides += ["rounds.right_from=0", "rounds.phases.policy.supervised.learn_above=null"]
-        _, minutes = reasoner("train", job, overrides)
-        figures.setdefault("minutes of the rounds", []).append(minutes)
         runs.append(folder / name)
+        finish(job, overrides, runs[-1])
         records = read_jsonl(runs[-1] / METRICS_FILE)
+        minutes = sum(value for row in records for key, value in row.items() if key.startswith("time/") and key.endswith("_minutes"))
+        figures.setdefault("minutes of the rounds", []).append(minutes)
         for row in records:
             for key, said in FIGURES.items():
                 if key in row:
@@ -144,21 +145,28 @@ def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> d
     return figures
 
 
+def finish(job: Path, overrides: list[str], run: Path) -> None:
+    """Have a run of rounds, one that is finished or begun from where it is. Raises ``SystemExit`` where it fails or is another job's."""
+    begun = ["--resume"] if (run / "config.yaml").is_file() else []
+    command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *overrides, *begun]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise SystemExit(f"the rounds in {run} failed; see what they printed above")
+
+
 def learn_values(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A value model of plain samples of the training hands: what comes before a first round."""
-    epochs = f"rounds.phases.value.supervised.epochs={arguments.value_epochs}"
-    sizes = ["rounds.n=0", f"rounds.questions={arguments.value_questions}", f"rounds.samples={arguments.value_samples}", epochs]
-    _, minutes = reasoner("train", job, ["kind=rounds", "name=value", "seed=7", f"model.path={folder / 'sft' / 'model'}", *sizes])
+    sizes = ["rounds.n=0", f"rounds.questions={arguments.value_questions}", f"rounds.samples={arguments.value_samples}"]
+    finish(job, ["kind=rounds", "name=value", "seed=7", f"model.path={folder / 'sft' / 'model'}", *sizes], folder / "value")
     (row,) = read_jsonl(folder / "value" / METRICS_FILE)
-    kept = ("value/paths", "value/auc", "value/explained_variance", "samples/accuracy", "samples/any_right")
-    return {"minutes of the value model": minutes} | {f"value model of the methods: {key}": row[key] for key in kept}
+    kept = ("value/paths", "value/auc", "value/explained_variance", "samples/any_right", "time/samples_minutes", "time/value_minutes")
+    return {f"value model of the methods: {key}": row[key] for key in kept}
 
 
 def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> None:
     """Every method at equal tokens: a record of its own."""
     value = folder / "value" / "round-00" / "value" / "model"
     overrides = [f"model.path={folder / 'sft' / 'model'}", f"search.scorer.args.model={value}", f"search.items={arguments.held_out}"]
-    command = [sys.executable, "-m", "benchmarks.search_methods", "--job", str(job), *overrides, "--seeds", str(arguments.seeds)]
+    command = [sys.executable, "-m", "benchmarks.search_methods", "--job", str(job), *overrides, "--seeds", str(len(arguments.seeds))]
     command += ["--methods", *(arguments.methods or SWEEPS), "--sizes", "0", "--tokens", *map(str, arguments.tokens)]
     if subprocess.run([*command, "--name", f"{arguments.name}_methods", "--out", str(folder / "methods")], cwd=ROOT).returncode:
         raise SystemExit("benchmarks.search_methods failed")
@@ -171,7 +179,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--solutions", type=int, default=16, help="of each taught hand at most")
     parser.add_argument("--taught", type=float, default=0.5, help="share of the training hands whose solutions are shown")
     parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning before the rounds")
-    parser.add_argument("--epochs-a-round", type=int, default=2)
+    parser.add_argument("--epochs-a-round", type=int, default=1, help="of the policy")
+    parser.add_argument("--paths", type=int, default=2, help="solutions that a search in training finds of a hand at most")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=1073, help="training hands searched a round, the first so many")
     parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
@@ -180,7 +189,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--value-epochs", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
     parser.add_argument("--held-out", type=int, default=289, help="hands of every evaluation, the first so many")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; what is finished in the folder is taken as it is"
+    )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
@@ -189,7 +200,7 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.tiny:
         tiny = {"width": 64, "layers": 2, "taught": 0.1, "epochs": 2, "epochs_a_round": 1, "rounds": 1, "questions": 48, "samples": 4}
-        tiny |= {"value_questions": 32, "value_samples": 4, "value_epochs": 1, "held_out": 16, "seeds": 1, "solutions": 8}
+        tiny |= {"value_questions": 32, "value_samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1], "solutions": 8}
         vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
