@@ -2,8 +2,8 @@
 
 A Llama of a few million weights with a tokenizer of the game's own learns all solutions of a part of the training hands (kind sft).
 Then, each by a command of the system: rounds of search in training (kind rounds; before the first one a value model learns from plain
-samples), over several seeds; a value model of more samples (rounds without a round); and every search method at equal generated tokens
-(``benchmarks.search_methods``), over seeds, on the held-out hands with the fine-tuned policy and that value model.
+samples), over several seeds; a process reward model of the fine-tuned policy's own steps, labelled by the exact check; and every search
+method at equal generated tokens (``benchmarks.search_methods``), over seeds, on the held-out hands with these two.
 
     python -m benchmarks.game24_rounds                  # hours on two cores, not timed yet
     python -m benchmarks.game24_rounds --tiny           # minutes: whether everything runs; its figures mean nothing
@@ -27,10 +27,11 @@ from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.plot import plot_runs
+from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
-STAGES = ("sft", "rounds", "value", "methods")
+STAGES = ("sft", "rounds", "judge", "methods")
 FIGURES = {
     "eval/accuracy": "the bare policy, %",
     "eval/tokens": "the bare policy, tokens a hand",
@@ -153,19 +154,43 @@ def finish(job: Path, overrides: list[str], run: Path) -> None:
         raise SystemExit(f"the rounds in {run} failed; see what they printed above")
 
 
-def learn_values(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A value model of plain samples of the training hands: what comes before a first round."""
-    sizes = ["rounds.n=0", f"rounds.questions={arguments.value_questions}", f"rounds.samples={arguments.value_samples}"]
-    finish(job, ["kind=rounds", "name=value", "seed=7", f"model.path={folder / 'sft' / 'model'}", *sizes], folder / "value")
-    (row,) = read_jsonl(folder / "value" / METRICS_FILE)
-    kept = ("value/paths", "value/auc", "value/explained_variance", "samples/any_right", "time/samples_minutes", "time/value_minutes")
-    return {f"value model of the methods: {key}": row[key] for key in kept}
+def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A model that values steps of the fine-tuned policy on the training hands: whether 24 can still be reached, by the exact check."""
+    policy, labels = f"model.path={folder / 'sft' / 'model'}", folder / "labels.jsonl"
+    plain = ["search.method=self_consistency", f"search.settings={{paths: {arguments.judged_samples}}}", "search.save_tokens=true"]
+    hands = ["search.split=train", f"search.items={arguments.judged_questions}"]
+    _, sampling = reasoner("search", job, ["name=samples", policy, *plain, *hands])
+    counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels)
+    learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4"]
+    _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
+    last = [row for row in read_jsonl(folder / "judge" / METRICS_FILE) if "eval/auc" in row][-1]
+    figures = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
+    figures |= {f"held-out {name}": last[f"eval/{name}"] for name in ("auc", "accuracy", "majority", "steps")}
+    return {f"step values: {name}": value for name, value in figures.items()}
+
+
+def write_labels(results: Path, labels: Path) -> dict[str, float]:
+    """Each sampled solution with the task's own word on each of its lines; how many solutions and right lines there are."""
+    task = Game24Task(style="text", instruction="")
+    items = {item.id: item for item in task.train()}
+    records = []
+    for search in read_results(results):
+        for solution in search["solutions"]:
+            right = task.check_steps(items[search["id"]], solution["text"].split("\n"))
+            if len(right) == len(solution["path"]["ends"]):
+                records.append({"question": search["id"], **solution["path"], "labels": [int(label) for label in right]})
+    labels.write_text("".join(json.dumps(record) + "\n" for record in records))
+    steps = [label for record in records for label in record["labels"]]
+    return {"solutions": float(len(records)), "right lines": sum(steps) / len(steps)}
 
 
 def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> None:
     """Every method at equal tokens: a record of its own."""
-    value = folder / "value" / "round-00" / "value" / "model"
-    overrides = [f"model.path={folder / 'sft' / 'model'}", f"search.scorer.args.model={value}", f"search.items={arguments.held_out}"]
+    overrides = [
+        f"model.path={folder / 'sft' / 'model'}",
+        f"search.scorer.args.model={folder / 'judge' / 'model'}",
+        f"search.items={arguments.held_out}",
+    ]
     command = [sys.executable, "-m", "benchmarks.search_methods", "--job", str(job), *overrides, "--seeds", str(len(arguments.seeds))]
     command += ["--methods", *(arguments.methods or SWEEPS), "--sizes", "0", "--tokens", *map(str, arguments.tokens)]
     if subprocess.run([*command, "--name", f"{arguments.name}_methods", "--out", str(folder / "methods")], cwd=ROOT).returncode:
@@ -182,13 +207,14 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs-a-round", type=int, default=1, help="of the policy")
     parser.add_argument("--paths", type=int, default=2, help="solutions that a search in training finds of a hand at most")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=1073, help="training hands searched a round, the first so many")
+    parser.add_argument("--questions", type=int, default=300, help="training hands searched a round, the first so many")
     parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
-    parser.add_argument("--value-questions", type=int, default=1073, help="training hands of the methods' value model, the first so many")
-    parser.add_argument("--value-samples", type=int, default=16, help="of each")
-    parser.add_argument("--value-epochs", type=int, default=3)
+    parser.add_argument("--value-epochs", type=int, default=3, help="of the value model in each round")
+    parser.add_argument("--judged-questions", type=int, default=1073, help="training hands whose steps are labelled, the first so many")
+    parser.add_argument("--judged-samples", type=int, default=12, help="of each")
+    parser.add_argument("--judge-epochs", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
-    parser.add_argument("--held-out", type=int, default=289, help="hands of every evaluation, the first so many")
+    parser.add_argument("--held-out", type=int, default=128, help="hands of every evaluation, the first so many")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; what is finished in the folder is taken as it is"
     )
@@ -199,8 +225,25 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a model and sizes that mean nothing")
     arguments = parser.parse_args()
     if arguments.tiny:
-        tiny = {"width": 64, "layers": 2, "taught": 0.1, "epochs": 2, "epochs_a_round": 1, "rounds": 1, "questions": 48, "samples": 4}
-        tiny |= {"value_questions": 32, "value_samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1], "solutions": 8}
+        tiny: dict[str, Any] = {
+            "width": 64,
+            "layers": 2,
+            "taught": 0.1,
+            "epochs": 2,
+            "epochs_a_round": 1,
+            "rounds": 1,
+            "questions": 48,
+            "samples": 4,
+        }
+        tiny |= {
+            "judged_questions": 32,
+            "judged_samples": 4,
+            "judge_epochs": 1,
+            "value_epochs": 1,
+            "held_out": 16,
+            "seeds": [1],
+            "solutions": 8,
+        }
         vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
@@ -219,8 +262,8 @@ def main() -> None:
         figures |= {"minutes of fine-tuning": minutes, "learner, tokens a second": sum(speeds) / len(speeds)}
     if "rounds" in arguments.stages:
         figures |= learn_by_search(job, folder, arguments)
-    if "value" in arguments.stages:
-        figures |= learn_values(job, folder, arguments)
+    if "judge" in arguments.stages:
+        figures |= learn_judge(job, folder, arguments)
     if "methods" in arguments.stages:
         compare_methods(job, folder, arguments)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "name"}

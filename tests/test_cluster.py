@@ -58,6 +58,22 @@ def test_a_job_that_can_never_be_placed_is_refused(overrides: list[str], availab
         check_resources(load_config(None, overrides), available)
 
 
+def test_models_of_steps_need_room_beside_engines() -> None:
+    """On one GPU a search with a process reward model would wait for its actor."""
+    options = ["rollout.episode=search_solutions", "search.method=mcts", "search.scorer={name: prm, args: {model: m}}"]
+    search = load_config(None, options)
+    with pytest.raises(ConfigError, match=r"need 2 GPUs with 1 for models that judge steps"):
+        check_resources(search, {"CPU": 8.0, "GPU": 1.0}, training=False)
+    check_resources(search, {"CPU": 8.0, "GPU": 2.0}, training=False)
+    check_resources(load_config(None, [*options, "search.method=self_consistency"]), {"CPU": 8.0, "GPU": 1.0}, training=False)
+    half = load_config(None, [*options, "search.scorer.args.gpus=0.5", "search.scorer.args.workers=4"])
+    with pytest.raises(ConfigError, match=r"need 3 GPUs with 2 for models"):
+        check_resources(half, {"CPU": 8.0, "GPU": 2.0}, training=False)
+    rewarded = ["scoring.process={scorer: prm, args: {model: m}, separator: ' '}"]
+    with pytest.raises(ConfigError, match=r"need 3 GPUs with 1 for models"):
+        check_resources(load_config(None, rewarded), {"CPU": 8.0, "GPU": 2.0})
+
+
 def test_an_evaluation_needs_no_room_for_learners() -> None:
     config = load_config(None, ["rollout.workers=2", "learner.ranks=4", "cluster.learner_resources={fast: 1}"])
     check_resources(config, {"CPU": 2.0, "GPU": 2.0}, training=False)

@@ -5,7 +5,8 @@ With s_t the score of the state after step t of a solution of T steps, g the alg
     raw         r_t = s_t
     difference  r_t = g s_t - s_{t-1}, g := 1 at T   s_0 = ``initial``; the return is that of s_T, earned at the end, less s_0
     shaping     r_t = g s_t - s_{t-1}, s_T := 0      potential-based shaping (Ng, Harada and Russell 1999, F = g Phi(s') - Phi(s)):
-                                                     the return is -s_0, whatever was written, so the best policy stays the best
+                                                     the return is -s_0, whatever was written, so the best policy stays the best;
+                                                     s_T stays where the algorithm goes on with the value of the state behind it
     minimum     r_t = m_t - m_{t-1}                  m_t the lowest score so far, r_1 = s_1; they add up to the lowest score
 
 ``raw`` pays a solution for every step it has, and ``difference`` for where it ends; ``minimum`` pays for no step, so length
@@ -30,12 +31,14 @@ def step_rewards(
     initial: float = 0.0,
     discount: torch.Tensor | None = None,
     inside: torch.Tensor | None = None,
+    goes_on: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rewards [S] of steps from their ``scores`` (float [S]); ``solution`` (int64 [S]) is ascending.
 
     ``discount`` (float [S], 1 by default) is what lies between the last token of each step, where its reward is, and the first of
     the next; ``inside`` (float [S], above 0) what lies between a step's first token and its last: where tokens are discounted, the
-    reward comes later than the state it is taken back for, and is the larger for it.
+    reward comes later than the state it is taken back for, and is the larger for it. ``goes_on`` (bool [S], none by default) are the
+    steps of solutions that the algorithm bootstraps at their end.
 
     Raises ``ValueError`` where the two do not fit or ``solution`` is not ascending.
     """
@@ -45,8 +48,11 @@ def step_rewards(
     if transform == "minimum":
         lowest = _running_minimum(scores, solution)
         return torch.where(first, lowest, lowest - lowest.roll(1))
-    at_end = torch.zeros_like(scores) if transform == "shaping" else scores
-    kept = torch.where(first.roll(-1), at_end, scores if discount is None else discount * scores)  # before a first step is a last one
+    later = scores if discount is None else discount * scores
+    at_end = scores
+    if transform == "shaping":
+        at_end = torch.zeros_like(scores) if goes_on is None else torch.where(goes_on, later, 0.0)
+    kept = torch.where(first.roll(-1), at_end, later)  # before a first step is a last one
     before = torch.where(first, torch.full_like(scores, initial), scores.roll(1))
     return kept - (before if inside is None else before / inside)
 

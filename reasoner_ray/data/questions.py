@@ -44,6 +44,20 @@ def check_style(style: str) -> Style:
     raise ConfigError(f"task.args.style: must be chat or text (got {style!r})")
 
 
+def _told_apart(train: list[Item], held_out: list[Item]) -> tuple[list[Item], list[Item]]:
+    """The two as they are; questions in both are a warning, for the user may mean it."""
+    learnt = {repr(item.prompt) for item in train}
+    both = [item.id for item in held_out if repr(item.prompt) in learnt]
+    if both:
+        log.warning(
+            "%d of %d held-out questions are training questions as well, the first %s: figures on them say nothing about new ones",
+            len(both),
+            len(held_out),
+            both[0],
+        )
+    return train, held_out
+
+
 def _divide(things: Sequence[T], texts: Sequence[str], fraction: float, path: str) -> tuple[list[T], list[T]]:
     """What to train on and what is held out, by the hash of each one's text. Raises ``DataError`` where nothing is left to train on."""
     held_out = [is_held_out(text, fraction) for text in texts]
@@ -122,7 +136,9 @@ class QuestionTask(Task):
             raise ConfigError(f"task.args.shots: only {len(examples)} training records have a worked solution to show")
         shots = [(self.question(r), self.worked(r) or "") for r in examples]
         shown = {r.id for r in examples}
-        return [self._item(r, shots) for r in train if r.id not in shown], [self._item(r, shots) for r in self._sample(held_out)]
+        return _told_apart(
+            [self._item(r, shots) for r in train if r.id not in shown], [self._item(r, shots) for r in self._sample(held_out)]
+        )
 
     def _sample(self, held_out: list[Record]) -> list[Record]:
         """Those with the smallest hashes, in their order; all of them where no size is asked for."""
@@ -191,7 +207,7 @@ class FileTask(Task):
     def _splits(self) -> tuple[list[Item], list[Item]]:
         items = [self._item(r) for r in read_records(self._path)]
         if self._held_out_path is not None:
-            return items, [self._item(r) for r in read_records(self._held_out_path)]
+            return _told_apart(items, [self._item(r) for r in read_records(self._held_out_path)])
         return _divide(items, [str(item.prompt) for item in items], self._fraction, self._path)
 
     def _item(self, record: Record) -> Item:

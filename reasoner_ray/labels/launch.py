@@ -57,7 +57,7 @@ def label(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
                 raise
             finally:
                 ray.shutdown()
-    report = {**summarise(entries(journal.path)), "seconds": time.perf_counter() - began}
+    report = {**summarise(entries(journal.path)), "session_s": time.perf_counter() - began}
     data = export(journal.path, config.labels.format)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     for line in [*lines_of(report), f"written to {data}"]:

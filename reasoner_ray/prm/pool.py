@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from reasoner_ray.actor_calls import result_of
-from reasoner_ray.errors import ConfigError, EnvironmentProblem, ModelError, ReasonerError, ScoringError
+from reasoner_ray.errors import ConfigError, EnvironmentProblem, ModelError, ReasonerError, ScorerGaveUp, ScoringError
 from reasoner_ray.models import fingerprint, load_tokenizer, read_config, resolve_model
 from reasoner_ray.settings import usable_cores
 
@@ -239,10 +239,10 @@ class StepModelPool:
                 raise problem
         self._actors, self._version = actors, version
 
-    async def score(self, partials: Sequence[Partial]) -> tuple[list[list[float]], int]:
+    async def score(self, partials: Sequence[Partial], timeout_s: float | None = None) -> tuple[list[list[float]], int]:
         """Scores of the steps and the tokens computed for them; solutions of one prompt meet in one actor, which knows them.
 
-        Raises ``ScoringError``, or what kept the actors from starting.
+        Raises ``ScoringError``, ``ScorerGaveUp`` after ``timeout_s`` of actors that are up, or what kept them from starting.
         """
         if not partials:
             return [], 0
@@ -250,7 +250,12 @@ class StepModelPool:
             try:
                 if not self._actors:
                     await self.start()
-                return await _spread(self._actors, partials)
+                return await asyncio.wait_for(_spread(self._actors, partials), timeout_s)
+            except TimeoutError as error:
+                raise ScorerGaveUp(
+                    f"the step model {self._spec.model} gave no scores within {timeout_s:g} s; is args.timeout_s too short?",
+                    "Timeout",
+                ) from error
             except RayActorError as error:
                 self._actors = []  # its owner ended and took it along: the next one starts it again
                 if attempt == _STARTS - 1:

@@ -165,6 +165,7 @@ def supervised_numbers(config: JobConfig) -> dict[str, int | float | str]:
 def process_problems(config: JobConfig) -> list[str]:
     """What cannot work of a job's process rewards, each as one sentence. Raises ``ConfigError`` for names that are unknown."""
     from reasoner_ray.algorithms import get_algorithm
+    from reasoner_ray.algorithms.settings import GroupSettings
     from reasoner_ray.prm import step_scorer  # noqa: F401 - registers prm and judge
     from reasoner_ray.registry import check_arguments
     from reasoner_ray.scoring.step_scorers import STEP_SCORERS
@@ -178,7 +179,13 @@ def process_problems(config: JobConfig) -> list[str]:
     if process.scorer in ("likelihood", "judge"):
         return [f"scoring.process.scorer: {process.scorer} asks the policy's engine, which scorers of RL do not have; take prm"]
     algorithm = get_algorithm(config.algorithm.name)
-    if process.transform in ("difference", "shaping") and algorithm.discounts(algorithm.settings(config.algorithm.settings))[0] == 0:
+    settings = algorithm.settings(config.algorithm.settings)
+    if process.transform == "shaping" and isinstance(settings, GroupSettings) and settings.credit == "trajectory":
+        return [
+            f"scoring.process.transform: shaping adds up to the same for every answer, and {algorithm.name} compares sums; take "
+            "transform=minimum, an algorithm with a critic, or, where episodes have several turns, algorithm.settings.credit=action"
+        ]
+    if process.transform in ("difference", "shaping") and algorithm.discounts(settings)[0] == 0:
         return [
             f"algorithm.settings.gamma_token: at 0 no step is worth anything to the one before; transform={process.transform} needs more"
         ]
@@ -190,10 +197,13 @@ def process_problems(config: JobConfig) -> list[str]:
     return []
 
 
-def process_gpus(config: JobConfig) -> float:
-    """GPUs that a job's model of steps takes where there are GPUs."""
-    process = config.scoring.process
-    if process is None or process.scorer != "prm":
-        return 0.0
-    each = process.args.get("gpus")
-    return (1.0 if each is None else float(each)) * int(process.args.get("workers", 1))
+def step_model_gpus(config: JobConfig) -> float:
+    """GPUs that a job's models of steps take where there are GPUs: those of process rewards, and those that guide its searches."""
+    from reasoner_ray.search.methods import get_method
+
+    process, search = config.scoring.process, config.search
+    asked = [] if process is None or process.scorer != "prm" else [process.args]
+    searches = config.rollout.episode.startswith("search") and get_method(search).uses_scorer(search)
+    if searches and search.scorer.name == "prm" and search.scorer.args not in asked:
+        asked.append(search.scorer.args)
+    return sum((1.0 if args.get("gpus") is None else float(args["gpus"])) * int(args.get("workers", 1)) for args in asked)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from reasoner_ray.errors import ConfigError
 from reasoner_ray.prm.texts import JUDGE_PROMPT, judge_context, read_pattern, single_token, texts_of
 from reasoner_ray.scoring.step_scorers import StepScorerContext, register_step_scorer
 
@@ -22,7 +23,7 @@ class PrmStepScorer:
     ``model`` is a folder that ``kind: prm`` or ``kind: value`` wrote, a checkpoint of Qwen2.5-Math-PRM's format, Math-Shepherd's
     (``peiyi9979/math-shepherd-mistral-7b-prm``), or with ``format`` math_shepherd or judge another model; ``question`` is the
     regular expression that finds the question in the policy's prompt, for models that read text; ``yes`` and ``no`` are a judge's
-    verdicts. See ``StepModelSpec``.
+    verdicts. An answer may take ``timeout_s``, the wait for others' included. See ``StepModelSpec``.
     """
 
     name = "prm"
@@ -43,6 +44,7 @@ class PrmStepScorer:
         cpus: float = 0.0,
         gpus: float | None = None,
         threads: int | None = None,
+        timeout_s: float = 900.0,
     ) -> None:
         from reasoner_ray.prm.pool import StepModelSpec, shared_pool
 
@@ -61,6 +63,9 @@ class PrmStepScorer:
             gpus=gpus,
             threads=threads,
         )
+        if timeout_s <= 0:
+            raise ConfigError(f"the step model's args.timeout_s must be above 0 (got {timeout_s})")
+        self._timeout = timeout_s
         self._pool = shared_pool(spec)
         self.tokens = 0
 
@@ -78,7 +83,7 @@ class PrmStepScorer:
 
     async def score(self, partials: Sequence[Partial]) -> list[list[float]]:
         """See ``StepScorer.score``."""
-        scores, tokens = await self._pool.score(partials)
+        scores, tokens = await self._pool.score(partials, self._timeout)
         self.tokens += tokens
         return scores
 

@@ -17,7 +17,7 @@ from reasoner_ray.errors import ScorerGaveUp, ScoringError
 from reasoner_ray.prm import step_scorer  # noqa: F401 - registers prm and judge
 from reasoner_ray.scoring.step_scorers import STEP_SCORERS, StepScorer, StepScorerContext, score_steps
 from reasoner_ray.steps import Cut, Partial, read_cut, segment
-from reasoner_ray.trajectory import Status, Trajectory, flatten
+from reasoner_ray.trajectory import Bootstrap, Status, Trajectory, flatten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +42,10 @@ class ProcessReward:
         scorer: Callable[[], StepScorer],
         tokenizer: PreTrainedTokenizerBase,
         discounts: tuple[float, float] = (1.0, 1.0),
+        bootstrap: Bootstrap = "none",
     ) -> None:
-        """``scorer`` makes one for each group; ``discounts`` are the algorithm's (``Algorithm.discounts``)."""
+        """``scorer`` makes one for each group; ``discounts`` and ``bootstrap`` are the algorithm's (``Algorithm.wants_bootstrap``)."""
+        self._bootstrap = bootstrap
         self._config, self._scorer, self._tokenizer, self._discounts = config, scorer, tokenizer, discounts
         self._cut = None if config.separator is None else read_cut(config.separator)
 
@@ -60,7 +62,8 @@ class ProcessReward:
         def make() -> StepScorer:
             return factory(StepScorerContext(config=job, engine=engine, tokenizer=tokenizer), **config.args)
 
-        return cls(config, make, tokenizer, algorithm.discounts(algorithm.settings(job.algorithm.settings)))
+        settings = algorithm.settings(job.algorithm.settings)
+        return cls(config, make, tokenizer, algorithm.discounts(settings), algorithm.wants_bootstrap(settings))
 
     async def start(self) -> None:
         """Let a scorer that has actors start them. Raises ``ReasonerError``."""
@@ -93,7 +96,8 @@ class ProcessReward:
             failed["error"] = f"process reward: {error}"[:500]
             marked = [t.with_status(Status.FAILED, **failed) if i in judged else t for i, t in enumerate(trajectories)]
             return marked, extra | {"unscored": {kind: len(judged)}}
-        rewards = self._rewards(scores, [discounts_of(trajectories[i], p, *self._discounts) for i, p in zip(judged, partials, strict=True)])
+        discounts = [discounts_of(trajectories[i], p, *self._discounts) for i, p in zip(judged, partials, strict=True)]
+        rewards = self._rewards(scores, discounts, [trajectories[i].goes_on(self._bootstrap) for i in judged])
         result = list(trajectories)
         for i, partial, each in zip(judged, partials, rewards, strict=True):
             result[i] = self._with_rewards(trajectories[i], partial, each)
@@ -106,13 +110,23 @@ class ProcessReward:
         }
         return result, extra | {"process": about}
 
-    def _rewards(self, scores: list[list[float]], discounts: list[tuple[list[float], list[float]]]) -> list[torch.Tensor]:
+    def _rewards(
+        self, scores: list[list[float]], discounts: list[tuple[list[float], list[float]]], goes_on: list[bool]
+    ) -> list[torch.Tensor]:
         """Rewards of the steps of each solution, before the weight."""
         counts = [len(each) for each in scores]
         flat = torch.tensor([score for each in scores for score in each], dtype=torch.float32)
         solution = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
         discount, inside = (torch.tensor([g for each in discounts for g in each[side]], dtype=torch.float32) for side in (0, 1))
-        rewards = step_rewards(flat, solution, self._config.transform, initial=self._config.initial, discount=discount, inside=inside)
+        rewards = step_rewards(
+            flat,
+            solution,
+            self._config.transform,
+            initial=self._config.initial,
+            discount=discount,
+            inside=inside,
+            goes_on=torch.tensor(goes_on, dtype=torch.bool)[solution],
+        )
         if self._config.normalise == "group":
             rewards = normalise_groups(rewards, torch.zeros_like(solution))
         return list(rewards.split(counts))

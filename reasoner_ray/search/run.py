@@ -117,7 +117,7 @@ def search(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
         finally:
             ray.shutdown()
     found = summarise_results(file.records, config.search.right_from)
-    summary = {"method": config.search.method, **found, "wall_s": time.perf_counter() - began}
+    summary = {"method": config.search.method, **found, "session_s": time.perf_counter() - began}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(show(summary))
     return summary

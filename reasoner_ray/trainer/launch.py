@@ -22,7 +22,7 @@ from reasoner_ray.errors import CheckpointError, ConfigError, DataError, Environ
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_dtype, resolve_model
 from reasoner_ray.prm.conditioning import best_control
-from reasoner_ray.prm.settings import process_gpus
+from reasoner_ray.prm.settings import step_model_gpus
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.pool import ScorerPool
@@ -268,10 +268,14 @@ def check_resources(config: JobConfig, available: Mapping[str, float], *, traini
     gpus = available.get("GPU", 0)
     shared = resolve_backend(config, gpus=gpus > 0) == "ipc" and training
     if gpus:
-        steps = process_gpus(config) if engines else 0
+        steps = step_model_gpus(config) if engines else 0
         wanted = steps + (ranks if shared else engines * config.rollout.tensor_parallel + ranks)
         if wanted > gpus:
-            also = f" with {steps:g} for scoring.process (its args.gpus times args.workers)" if steps else ""
+            also = (
+                f" with {steps:g} for models that judge steps (args.gpus times args.workers of scoring.process, search.scorer)"
+                if steps
+                else ""
+            )
             raise ConfigError(
                 f"rollout.workers={engines} of rollout.tensor_parallel={config.rollout.tensor_parallel} GPUs and learner.ranks={ranks} "
                 f"need {wanted:g} GPUs{also}; the cluster has {gpus:g}"

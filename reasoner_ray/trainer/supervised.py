@@ -77,6 +77,13 @@ def load_examples(config: JobConfig) -> tuple[list[Example], list[Example], Coun
         held_out, also = read_examples(settings.held_out, kind, settings, tokenizer)
         _check_tokens(held_out, vocabulary)
         left_out = left_out + also
+        asked = {example.partial.prompt for example in held_out}
+        apart = [example for example in examples if example.partial.prompt not in asked]
+        if len(apart) < len(examples):
+            left_out["of a question that is held out"] += len(examples) - len(apart)
+            examples = apart
+        if not examples:
+            raise DataError("every question of supervised.data is among those of supervised.held_out: nothing is left to learn from")
     else:
         examples, held_out = split(examples, settings.held_out_fraction)
         if not examples:

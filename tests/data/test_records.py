@@ -55,6 +55,20 @@ def test_every_format_gives_the_same_items(tmp_path: Path, task: str, file: str,
     assert not {i.prompt for i in train} & {i.prompt for i in held_out}
 
 
+def test_held_out_questions_that_are_learnt_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"question": f"{i} + 1 ?", "answer": f"so\n#### {i + 1}"} for i in range(4)]
+    train, apart = write_lines(tmp_path / "t.jsonl", rows[:3]), write_lines(tmp_path / "h.jsonl", rows[3:])
+    both = write_lines(tmp_path / "b.jsonl", rows[2:])
+    task_of("gsm8k", train, held_out_path=str(apart)).held_out()
+    assert "as well" not in caplog.text
+    task_of("gsm8k", train, held_out_path=str(both)).held_out()
+    assert "1 of 2 held-out questions are training questions as well" in caplog.text
+    caplog.clear()
+    same = write_lines(tmp_path / "s.jsonl", ROWS[:3])
+    task_of("jsonl", same, held_out_path=str(same)).held_out()
+    assert "3 of 3 held-out questions" in caplog.text
+
+
 def test_the_split_is_decided_by_content(tmp_path: Path) -> None:
     forwards = task_of("jsonl", write_lines(tmp_path / "a.jsonl", ROWS))
     backwards = task_of("jsonl", write_lines(tmp_path / "b.jsonl", ROWS[::-1]))

@@ -214,8 +214,14 @@ def test_what_a_job_learns_from(tmp_path: Path, tiny_model_dir: Path) -> None:
     config = job(tmp_path, tiny_model_dir, supervised={"data": [str(data)], "held_out_fraction": 0.25, "max_tokens": 12})
     examples, held_out, left_out = load_examples(config)
     assert len(examples) + len(held_out) + left_out.total() == 40 and min(len(examples), len(held_out), left_out.total()) > 0
-    given = config.supervised.model_copy(update={"held_out": (str(data),)})
-    assert len(load_examples(config.model_copy(update={"supervised": given}))[1]) == len(examples) + len(held_out)
+    some = write_examples(tmp_path / "b.jsonl", make_examples(10))
+    given = config.supervised.model_copy(update={"held_out": (str(some),)})
+    kept, asked, dropped = load_examples(config.model_copy(update={"supervised": given}))
+    assert kept and asked and not {e.partial.prompt for e in kept} & {e.partial.prompt for e in asked}
+    assert dropped["of a question that is held out"] > 0
+    same = config.supervised.model_copy(update={"held_out": (str(data),)})
+    with pytest.raises(DataError, match="nothing is left to learn from"):
+        load_examples(config.model_copy(update={"supervised": same}))
     with pytest.raises(ConfigError, match=r"supervised\.data: kind prm needs files"):
         load_examples(job(tmp_path, tiny_model_dir))
     with pytest.raises(DataError, match="no data file"):
@@ -272,5 +278,9 @@ def test_from_the_command_line_to_an_evaluated_model(tmp_path: Path, tiny_model_
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     shown = reasoner("eval", str(file), f"--model={tmp_path / 'run' / 'model'}")
     figures = dict(line.split(": ") for line in shown.splitlines())
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text(json.dumps({"problem": "1 + 2", "steps": ["it is 3", "so 3"], "label": -1}) + "\n")
+    told = reasoner("eval", str(file), f"--model={tmp_path / 'run' / 'model'}", f"supervised.processbench=[{bench}]")
+    assert "bench/f1: " in told and "bench/correct_accuracy: " in told
     for name in ("loss", "auc", "accuracy", "steps"):
         assert float(figures[f"eval/{name}"]) == pytest.approx(records[-1][f"eval/{name}"], rel=1e-3), name

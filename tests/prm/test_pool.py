@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from reasoner_ray.config import parse_config
-from reasoner_ray.errors import ConfigError, ModelError, ScoringError
+from reasoner_ray.errors import ConfigError, ModelError, ScorerGaveUp, ScoringError
 from reasoner_ray.learner.learner import Learner
 from reasoner_ray.models import fingerprint
 from reasoner_ray.prm.model import ProcessModel
@@ -114,6 +114,17 @@ def test_a_pool_outlives_another_callers_failure() -> None:
 
     pool._actors = [Actor(), Actor()]
     assert asyncio.run(pool.score(Slow([solution(2)]))) == ([[2.0, 2.0]], 1)
+
+
+def test_a_model_that_hangs_is_given_up(tiny_model_dir: Path) -> None:
+    pool = StepModelPool(StepModelSpec(model="m", policy="m"))
+    never: Any = SimpleNamespace(score=SimpleNamespace(remote=lambda partials: SimpleNamespace(future=Future)))
+    pool._actors = [never]
+    with pytest.raises(ScorerGaveUp, match=r"gave no scores within 0\.05 s; .*timeout_s"):
+        asyncio.run(pool.score([solution(1)], 0.05))
+    context: Any = StepScorerContext(config=parse_config({"model": {"path": "m"}}), engine=None, tokenizer=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"args\.timeout_s must be above 0"):
+        STEP_SCORERS.get("prm")(context, model="m", timeout_s=0)
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": "two"}, {"tokens_per_microbatch": 0}, {"kept_tokens": -1}])

@@ -115,6 +115,32 @@ def test_shaping_uses_the_discount_of_the_algorithm(algorithm: dict[str, Any], t
     assert float(worth[0]) == pytest.approx(-0.3, abs=1e-5) and float(worth.abs().max()) > 0.35
 
 
+def test_shaping_keeps_the_last_score_where_the_value_behind_it_counts(tokenizer: Any) -> None:
+    """A cut episode is worth -initial and what is behind its end, whatever the steps scored."""
+    token, action, behind = 0.9, 0.8, 2.0
+    builder = TrajectoryBuilder(id="a", group_id="g", task="test")
+    builder.add_env(tokenizer.encode("so:\n"), turn=0)
+    tokens = tokenizer.encode("add one and two\nis 3")
+    builder.add_model(tokens, [0.0] * len(tokens), [0] * len(tokens), turn=0)
+    cut = builder.build(Status.TRUNCATED)
+    settings = ProcessRewardConfig(separator="\n", transform="shaping", initial=0.3)
+    worth = {}
+    for scores in ((0.75, 0.25), (0.1, 0.9)):
+        scorer = Table(scores)
+        for bootstrap in ("truncated", "none"):
+            reward = ProcessReward(settings, lambda scorer=scorer: scorer, tokenizer, (token, action), bootstrap)  # type: ignore[misc]
+            ((rewarded,), _) = reward.apply([cut])
+            streams = flatten([rewarded])
+            streams.values = torch.zeros(streams.n_tokens)
+            streams.bootstrap = torch.tensor([behind - scores[-1]])  # of shaped rewards the critic learns V - s
+            rates = {"gamma_token": token, "gamma_action": action, "lambda_token": 1.0, "lambda_action": 1.0}
+            worth[scores, bootstrap] = float(hierarchical_gae(streams, **rates, bootstrap_truncated=bootstrap == "truncated").returns[0])
+    discount = token ** (len(tokens) - 1) * action
+    for scores in ((0.75, 0.25), (0.1, 0.9)):
+        assert worth[scores, "truncated"] == pytest.approx(discount * behind - 0.3, abs=1e-5)
+        assert worth[scores, "none"] == pytest.approx(-0.3, abs=1e-5)
+
+
 def test_turns_are_steps(tokenizer: Any) -> None:
     builder = TrajectoryBuilder(id="a", group_id="g", task="test")
     for turn, (seen, said) in enumerate([("start\n", "go\nnow"), ("wall\n", "left")]):

@@ -69,6 +69,10 @@ def test_numeric(args: dict[str, Any], text: str, reference: Any, value: float) 
         ({}, "That makes 1,000 dollars", "1000", 1),
         ({}, "\\boxed{x^2+2x+1}", "(x+1)^2", 1),
         ({}, "\\boxed{(1, 2)}", "(2,1)", 0),
+        ({}, "\\boxed{[1,2]}", "(1,2)", 0),  # brackets mean something
+        ({}, "\\boxed{(1,2]}", "[1,2]", 0),
+        ({}, "\\boxed{50}", "0.5", 0),  # and so does a factor of 100
+        ({}, "\\boxed{5}", "500", 0),
         ({}, "\\boxed{\\$32,\\!348}", "\\$32,\\!348", 1),
         ({}, "\\boxed{50\\%}", "$50\\%$", 1),
         ({}, "I do not know", "3", 0),

@@ -310,6 +310,6 @@ def test_a_search_that_was_begun_goes_on_from_the_command_line(tiny_model_dir: P
     records = read_results(folder / "results.jsonl")
     assert sorted(r["id"] for r in records) == sorted(item.id for item in task.held_out()[:6])
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["items"] == 6 and summary["method"] == "mcts" and summary["wall_s"] > 0
+    assert summary["items"] == 6 and summary["method"] == "mcts" and summary["session_s"] > 0
     drawn = CliRunner().invoke(app, ["plot", str(folder / "trees" / "00005.json")])
     assert drawn.exit_code == 0 and (folder / "trees" / "00005.png").is_file(), drawn.output
