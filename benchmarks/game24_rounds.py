@@ -1,6 +1,7 @@
 """Game24 with a small model made here: every search method at equal tokens, and search in training (TS-LLM, arXiv 2309.17179).
 
-A Llama of a few million weights with a tokenizer of the game's own learns all solutions of a part of the training hands (kind sft).
+A Llama of a few million weights with a tokenizer of the game's own learns to compute from games with other targets than 24, then
+solutions of a part of the training hands (kind sft, twice).
 Then, each by a command of the system: rounds of search in training (kind rounds; before the first one a value model learns from plain
 samples), over several seeds; a process reward model of the fine-tuned policy's own steps, labelled by the exact check; and every search
 method at equal generated tokens (``benchmarks.search_methods``), over seeds, on the held-out hands with these two.
@@ -24,6 +25,7 @@ from typing import Any
 from benchmarks._record import RESULTS, record
 from benchmarks.process_rewards import ROOT, reasoner
 from benchmarks.search_methods import SWEEPS
+from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.plot import plot_runs
@@ -87,6 +89,28 @@ def write_gold(file: Path, items: Sequence[Item], share: float) -> int:
     return len(chosen)
 
 
+def write_plays(file: Path, number: int) -> int:
+    """Records of so many games of four cards with another target, made by playing at random; how many there are."""
+    games = CountdownTask(numbers=4, highest=13, highest_target=99, train_size=number, style="text", instruction="").train()
+    chosen = [item for item in games if item.answer != 24]  # else they would show solutions of held-out hands
+    file.write_text("".join(json.dumps({"prompt": item.prompt, "answer": item.info["solution"]}) + "\n" for item in chosen))
+    return len(chosen)
+
+
+def fine_tune(job: Path, folder: Path, gold: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """The policy that all else begins with: RUN/sft."""
+    plays = folder / "plays.jsonl"
+    figures = {"plays": float(write_plays(plays, arguments.plays))}
+    for name, start, data, epochs, lr in (("plays", "start", plays, 1, 1e-3), ("sft", "plays/model", gold, arguments.epochs, 5e-4)):
+        options = ["kind=sft", f"name={name}", f"model.path={folder / start}", f"supervised.data=[{data}]", f"supervised.epochs={epochs}"]
+        _, minutes = reasoner("train", job, [*options, f"learner.lr={lr}", "learner.lr_schedule=cosine"])
+        rows = read_jsonl(folder / name / METRICS_FILE)
+        speeds = [row["learner/tokens_per_s"] for row in rows if "learner/tokens_per_s" in row]
+        last = [row["eval/loss"] for row in rows if "eval/loss" in row][-1]
+        figures |= {f"{name}: minutes": minutes, f"{name}: tokens a second": sum(speeds) / len(speeds), f"{name}: held-out loss": last}
+    return figures
+
+
 def write_job(folder: Path, gold: Path, arguments: argparse.Namespace) -> Path:
     """The job that all stages share."""
     job = folder / "job.yaml"
@@ -113,8 +137,8 @@ rounds:
   samples: {arguments.samples}
   phases:
     search: {{search: {{settings: {{paths: {arguments.paths}, sample_moves: true}}}}}}
-    policy: {{learner: {{lr: 3.0e-4}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
-    value: {{learner: {{lr: 1.0e-3}}, supervised: {{epochs: {arguments.value_epochs}}}}}
+    policy: {{learner: {{lr: 3.0e-4, lr_schedule: cosine}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
+    value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine}}, supervised: {{epochs: {arguments.value_epochs}}}}}
 """
     )
     return job
@@ -161,7 +185,7 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     hands = ["search.split=train", f"search.items={arguments.judged_questions}"]
     _, sampling = reasoner("search", job, ["name=samples", policy, *plain, *hands])
     counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels)
-    learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4"]
+    learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
     last = [row for row in read_jsonl(folder / "judge" / METRICS_FILE) if "eval/auc" in row][-1]
     figures = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
@@ -203,7 +227,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--solutions", type=int, default=16, help="of each taught hand at most")
     parser.add_argument("--taught", type=float, default=0.5, help="share of the training hands whose solutions are shown")
-    parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning before the rounds")
+    parser.add_argument("--plays", type=int, default=40_000, help="games with other targets, for arithmetic")
+    parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning on solutions before the rounds")
     parser.add_argument("--epochs-a-round", type=int, default=1, help="of the policy")
     parser.add_argument("--paths", type=int, default=2, help="solutions that a search in training finds of a hand at most")
     parser.add_argument("--rounds", type=int, default=2)
@@ -225,25 +250,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a model and sizes that mean nothing")
     arguments = parser.parse_args()
     if arguments.tiny:
-        tiny: dict[str, Any] = {
-            "width": 64,
-            "layers": 2,
-            "taught": 0.1,
-            "epochs": 2,
-            "epochs_a_round": 1,
-            "rounds": 1,
-            "questions": 48,
-            "samples": 4,
-        }
-        tiny |= {
-            "judged_questions": 32,
-            "judged_samples": 4,
-            "judge_epochs": 1,
-            "value_epochs": 1,
-            "held_out": 16,
-            "seeds": [1],
-            "solutions": 8,
-        }
+        tiny: dict[str, Any] = {"width": 64, "layers": 2, "taught": 0.1, "solutions": 8, "plays": 640, "epochs": 1, "epochs_a_round": 1}
+        tiny |= {"rounds": 1, "questions": 48, "samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1]}
+        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1}
         vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
@@ -257,9 +266,7 @@ def main() -> None:
     job = write_job(folder, gold, arguments)
     if "sft" in arguments.stages:
         make_model(folder / "start", items, width=arguments.width, layers=arguments.layers, seed=0)
-        _, minutes = reasoner("train", job, ["kind=sft", "name=sft", f"supervised.data=[{gold}]", f"supervised.epochs={arguments.epochs}"])
-        speeds = [row["learner/tokens_per_s"] for row in read_jsonl(folder / "sft" / METRICS_FILE) if "learner/tokens_per_s" in row]
-        figures |= {"minutes of fine-tuning": minutes, "learner, tokens a second": sum(speeds) / len(speeds)}
+        figures |= fine_tune(job, folder, gold, arguments)
     if "rounds" in arguments.stages:
         figures |= learn_by_search(job, folder, arguments)
     if "judge" in arguments.stages:
