@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.exceptions import RayTaskError
 
 from reasoner_ray.errors import ReasonerError
+
+T = TypeVar("T")
 
 
 async def result_of(ref: Any) -> Any:
@@ -21,11 +23,11 @@ async def result_of(ref: Any) -> Any:
         raise
 
 
-async def all_or_first_error(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do all of it at once; the first error cancels the rest, waits until it has ended, and is raised."""
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do all of it at once; results in order. The first error cancels the rest, waits until it has ended, and is raised."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

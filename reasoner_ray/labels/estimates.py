@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from reasoner_ray.actor_calls import together
 from reasoner_ray.steps import Partial
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Estimator:
         """Every state whose estimate is finished, in the order in which they were asked for."""
         return [task.result() for task in self._states.values() if task.done() and not task.cancelled() and task.exception() is None]
 
+    def led_right(self, partial: Partial) -> bool:
+        """Whether some right rollout begins with ``partial``: no error lies in it, whatever its own estimate says."""
+        n = len(partial.tokens)
+        rollouts = (rollout for state in self.states for rollout in state.rollouts if rollout.right and not rollout.cut)
+        return any(rollout.partial.tokens[:n] == partial.tokens for rollout in rollouts)
+
     def found(self, partial: Partial) -> float | None:
         """MC of a state whose estimate is finished; None for any other."""
         task = self._states.get(partial.tokens)
@@ -81,7 +88,7 @@ class Estimator:
     async def sample(self, partial: Partial, n: int) -> list[Rollout]:
         """``n`` graded rollouts from ``partial`` that count for no estimate."""
         found = await self._policy.complete(partial, n)
-        return list(await asyncio.gather(*(self._as_rollout(c) for c in found)))
+        return await together(self._as_rollout(c) for c in found)
 
     async def _sample(self, partial: Partial) -> State:
         return State(partial, tuple(await self.sample(partial, self._k)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
-from reasoner_ray.actor_calls import all_or_first_error
+from reasoner_ray.actor_calls import together
 from reasoner_ray.config import JobConfig, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError
@@ -113,7 +113,7 @@ async def _label_all(pool: RolloutPool, items: Sequence[Item], config: JobConfig
     try:
         await pool.start()
         await pool.assume_synced(version=0)
-        await all_or_first_error(map(label_one, items))
+        await together(map(label_one, items))
     finally:
         await pool.stop()
 

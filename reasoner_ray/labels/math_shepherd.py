@@ -6,8 +6,7 @@ right (eq. 3). After the last step nothing is left to sample: its label is the a
 
 from __future__ import annotations
 
-import asyncio
-
+from reasoner_ray.actor_calls import together
 from reasoner_ray.labels.estimates import Estimator, Rollout
 from reasoner_ray.labels.records import LabelledSolution, QuestionLabels
 from reasoner_ray.steps import Partial
@@ -20,7 +19,7 @@ async def label_question(estimator: Estimator, root: Partial, solutions: int) ->
     """
     rollouts = await estimator.sample(root, solutions)
     distinct = {rollout.partial.tokens: rollout for rollout in rollouts}
-    labelled = await asyncio.gather(*(label_solution(estimator, rollout) for rollout in distinct.values()))
+    labelled = await together(label_solution(estimator, rollout) for rollout in distinct.values())
     kept = tuple(solution for solution in labelled if solution is not None)
     return QuestionLabels(
         status="labelled" if kept else "nothing closed",
@@ -39,7 +38,7 @@ async def label_solution(estimator: Estimator, rollout: Rollout) -> LabelledSolu
     if not closed:
         return None
     estimated = closed if rollout.cut else closed - 1
-    states = await asyncio.gather(*(estimator.estimate(whole.until(t)) for t in range(1, estimated + 1)))
+    states = await together(estimator.estimate(whole.until(t)) for t in range(1, estimated + 1))
     soft = [state.mc for state in states]
     if not rollout.cut:
         soft.append(None if rollout.right is None else float(rollout.right))

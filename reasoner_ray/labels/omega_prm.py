@@ -118,7 +118,7 @@ async def find_first_error(estimator: Estimator, candidate: Candidate, pool: Poo
         state = await estimator.estimate(whole.until(middle))
         if state.mc is None:
             return None
-        if state.mc > 0:
+        if state.mc > 0 or estimator.led_right(state.partial):
             pool.add(state)
             good = middle
         else:
@@ -128,9 +128,9 @@ async def find_first_error(estimator: Estimator, candidate: Candidate, pool: Poo
 
 def _known_bounds(estimator: Estimator, whole: Partial, start: int) -> tuple[int, int]:
     """Numbers of steps (good, bad) with MC > 0 after the first and 0 after the second, as near as shared states tell."""
-    found = [estimator.found(whole.until(t)) for t in range(start + 1, len(whole.ends))]
-    good = max((start + 1 + i for i, mc in enumerate(found) if mc), default=start)
-    return good, min((start + 1 + i for i, mc in enumerate(found) if mc == 0 and start + 1 + i > good), default=len(whole.ends))
+    found = {t: estimator.found(whole.until(t)) for t in range(start + 1, len(whole.ends))}
+    good = max((t for t, mc in found.items() if mc or (mc == 0 and estimator.led_right(whole.until(t)))), default=start)
+    return good, min((t for t, mc in found.items() if mc == 0 and t > good), default=len(whole.ends))
 
 
 def _wrong(estimator: Estimator, whole: Partial, error: int | None) -> LabelledSolution:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from reasoner_ray.actor_calls import all_or_first_error
+from reasoner_ray.actor_calls import together
 from reasoner_ray.data.tasks import DataOrder, Item
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.journal import Journal, entries
@@ -104,7 +104,7 @@ async def play_all(
         earned.extend(rewards)
         progress.advance(f"reward {statistics.fmean(earned):.3f}" if earned else "")
 
-    await all_or_first_error(play(name, item) for name, item in groups.items())
+    await together(play(name, item) for name, item in groups.items())
 
 
 def records_of(trajectory: Trajectory, gamma: float = 1.0) -> list[dict[str, Any]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from pydantic import Field
 
+from reasoner_ray.actor_calls import together
 from reasoner_ray.search.core import Search, search_method
 from reasoner_ray.search.tree import Node
 from reasoner_ray.section import Section
@@ -36,7 +35,7 @@ async def beam(search: Search[BeamOptions]) -> None:
     """
     live, room = [search.root], search.options.paths
     while live and room and search.wants_more(search.options.paths):
-        children = await asyncio.gather(*(search.expand(node, search.options.width) for node in live))
+        children = await together(search.expand(node, search.options.width) for node in live)
         best = sorted((child for some in children for child in some), key=lambda node: -node.value)[:room]
         ended = [node for node in best if node.terminal]
         await search.add(*ended)

@@ -23,6 +23,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from reasoner_ray.actor_calls import together
 from reasoner_ray.search.core import Search, Solution, search_method
 from reasoner_ray.search.tree import Node, backup, uct_score
 from reasoner_ray.section import Section
@@ -121,7 +122,7 @@ async def _descend(search: Search[RstarOptions]) -> Node:
 async def _expand(search: Search[RstarOptions], node: Node) -> None:
     """A child or more for each action that may follow; without any the node is dead."""
     taken = {*search.options.actions, "answer"}
-    found = await asyncio.gather(*(_take(search, node, action) for action in _FOLLOWS[node.action] if action in taken))
+    found = await together(_take(search, node, action) for action in _FOLLOWS[node.action] if action in taken)
     search.adopt(node, [child for children in found for child in children])
 
 

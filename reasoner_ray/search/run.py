@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from reasoner_ray.actor_calls import all_or_first_error
+from reasoner_ray.actor_calls import together
 from reasoner_ray.config import JobConfig, load_config, to_yaml
 from reasoner_ray.data.tasks import Item, Task
 from reasoner_ray.errors import ConfigError, DataError
@@ -74,7 +74,7 @@ class SearchRun:
         An item that cannot be searched on (its prompt is too long, say) is no error: its line says why.
         """
         done = self._file.done
-        await all_or_first_error(self._one(index, item) for index, item in enumerate(items) if item.id not in done)
+        await together(self._one(index, item) for index, item in enumerate(items) if item.id not in done)
 
     async def _one(self, index: int, item: Item) -> None:
         async with self._slots:

@@ -120,6 +120,24 @@ def test_a_planted_error_is_found_in_log_steps_estimates(steps: int, error_at: i
     assert searcher.estimates <= math.ceil(math.log2(steps))
 
 
+def test_a_prefix_of_a_right_rollout_holds_no_error_whatever_its_completions_say() -> None:
+    class RightAtFirst(PlantedPolicy):
+        async def complete(self, partial: Partial, n: int) -> Sequence[Continuation]:
+            self.error = 1.0 if partial.ends else 0.0
+            return await super().complete(partial, n)
+
+    searcher = estimator(RightAtFirst(steps=4, error=0.0), completions=4)
+
+    async def story() -> tuple[int | None, float | None]:
+        first = await searcher.estimate(root())
+        whole = first.rollouts[0].partial.until(2).then((WRONG, 7)).then((WRONG, 8))
+        error = await find_first_error(searcher, Candidate(first, Rollout(whole, 16, False, False)), Pool(OmegaConfig()))
+        return error, searcher.found(whole.until(2))
+
+    error, completions = asyncio.run(story())
+    assert error == 2 and completions == 0.0
+
+
 def test_labels_of_both_methods_are_true_where_estimates_are_good() -> None:
     policy = PlantedPolicy(steps=6, error=0.15, seed=3)
     for found in (omega(policy, completions=64), shepherd(policy, completions=64, solutions=20)):
