@@ -104,7 +104,7 @@ def search(
 
     if calibrate is not None:
         for name, value in asdict(calibrate_stopping(config, calibrate, tolerance)).items():
-            typer.echo(f"{name}: {value if name == 'threshold' else round(value, 4)}")  # stopping compares with it to the last digit
+            typer.echo(f"{name}: {value if name == 'threshold' else format(value, '.4g')}")  # stopping compares with it to the last digit
         return
     run(config, choice)
 
