@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,21 @@ def test_math_agrees_with_the_outcome_labels_of_gsm8k(data_dir: Path) -> None:
 def test_numbers_in_a_text(text: str, numbers: list[str]) -> None:
     """An exponent needs a mantissa and a size that a decimal can have: a model writes anything."""
     assert [str(n) for n in numbers_in(text)] == numbers
+
+
+@pytest.mark.long
+def test_every_reasoning_gym_set_is_a_task_whose_own_answers_are_right() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    scorer = build_scorer(Term("reasoning_gym"))
+    unanswered = set()
+    for name in sorted({*DATASETS} - {"composite"}):  # that one is made of others, which its config must name
+        task = get_task(TaskConfig(name="reasoning_gym", args={"dataset": name, "train_size": 1, "held_out_size": 2}))
+        for item in pickle.loads(pickle.dumps(task.held_out())):
+            score = scorer.score(Answer(text=f"<answer>{item.answer}</answer>"), item)
+            assert isinstance(score, float), f"{name}: {score}"
+            if item.answer is None:
+                unanswered.add(name)
+            else:
+                assert score == 1.0, f"{name}: its own answer {item.answer!r} earns {score}"
+    assert len(unanswered) <= 5, "sets that know how to judge an answer and not what one is"
