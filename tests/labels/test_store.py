@@ -19,6 +19,9 @@ from reasoner_ray.errors import CheckpointError, DataError
 from reasoner_ray.journal import Journal, entries
 from reasoner_ray.labels.report import lines_of, summarise
 from reasoner_ray.labels.store import export
+from reasoner_ray.prm.examples import read_examples
+from reasoner_ray.prm.settings import SupervisedConfig
+from tests.search.toy import TOKENIZER
 
 HEADER = {"model": {"path": "m"}, "labels": {"completions": 8}}
 WORKER = """
@@ -153,6 +156,10 @@ def test_the_data_set_has_a_record_a_solution(tmp_path: Path, kind: Any) -> None
     assert (values["tokens"], values["start"], values["ends"]) == ([5, 0, 1, 2], 1, [2, 3, 4])
     assert records[1].values["right"] is None and values["right"] is False and values["reward"] == 0.0
     assert not list(tmp_path.glob("*.tmp"))
+    for learns, number in (("prm", 3), ("value", 2)):  # a value model: not the solution that nobody could judge
+        examples, left_out = read_examples([str(export(path, kind))], learns, SupervisedConfig(max_tokens=64), TOKENIZER)  # type: ignore[arg-type]
+        assert (len(examples), left_out.total()) == (number, 3 - number), "what a job learns from"
+        assert examples[0].labels == (0.5, None, 0.0) if learns == "prm" else examples[0].reward == 0.0
 
 
 def test_both_formats_hold_the_same(tmp_path: Path) -> None:

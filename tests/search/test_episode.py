@@ -159,10 +159,34 @@ def test_a_worker_runs_searches_and_greedy_evaluations_alike() -> None:
     asyncio.run(story())
 
 
+def test_a_search_asks_chats_in_the_models_template() -> None:
+    """Not in ChatML, whatever the model: the reference code's bug."""
+    config = parse_config(
+        {
+            "name": "t",
+            "task": {"name": "game24", "args": {"style": "chat"}},
+            "rollout": {"episode": "search_solutions", "max_new_tokens": 16, "max_context": 400},
+            "search": {"method": "beam", "step_tokens": 4, "settings": {"paths": 1, "width": 2}},
+        }
+    )
+    engine = AnyPrompt()
+    worker = RolloutWorker(config, engine, TOKENIZER)
+    item = worker._task.train()[0]
+    asyncio.run(worker.run_group(item, "g0", 1))
+    chat = TOKENIZER.apply_chat_template(item.prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert engine.asked and all(prompt[: len(chat)] == list(chat) for prompt in engine.asked)
+    assert "<|im_start|>" not in TOKENIZER.decode(engine.asked[0])
+
+
 class AnyPrompt(DigitEngine):
     """Ends a solution with its first line, as the arithmetic task does."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[int]] = []
+
     async def generate(self, prompt: Any, sampling: Sampling, n: int = 1, order: str = "") -> Any:
+        self.asked.append(list(prompt))
         return await super().generate(PROMPT, sampling, n, order)
 
 
