@@ -68,6 +68,8 @@ def print_table(figures: Mapping[str, Any]) -> None:
     for key, value in figures.items():
         if isinstance(value, dict) and "mean" in value:
             shown = f"{_short(value['mean'])}  ({_short(value['min'])} to {_short(value['max'])}, n={len(value['values'])})"
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            shown = f"{len(value)} rows"
         else:
             shown = _short(value)
         print(f"{key:<{width}}  {shown}")
