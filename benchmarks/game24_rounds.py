@@ -181,8 +181,8 @@ def finish(job: Path, overrides: list[str], run: Path) -> None:
 def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A model that values steps of the fine-tuned policy on the training hands: whether 24 can still be reached, by the exact check."""
     policy, labels = f"model.path={folder / 'sft' / 'model'}", folder / "labels.jsonl"
-    plain = ["search.method=self_consistency", f"search.settings={{paths: {arguments.judged_samples}}}", "search.save_tokens=true"]
-    hands = ["search.split=train", f"search.items={arguments.judged_questions}"]
+    plain = ["search.method=self_consistency", f"search.settings={{paths: {arguments.judged_samples}}}", "search.scorer={name: likelihood}"]
+    hands = ["search.save_tokens=true", "search.split=train", f"search.items={arguments.judged_questions}"]
     _, sampling = reasoner("search", job, ["name=samples", policy, *plain, *hands])
     counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels)
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
