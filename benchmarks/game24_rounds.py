@@ -18,7 +18,8 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
+from fractions import Fraction
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from benchmarks.process_rewards import ROOT, reasoner
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
+from reasoner_ray.data.number_games import Term, apply, is_reachable, join_terms, operations, write_step
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.plot import plot_runs
 from reasoner_ray.search.results import read_results
@@ -184,7 +186,7 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     plain = ["search.method=self_consistency", f"search.settings={{paths: {arguments.judged_samples}}}", "search.scorer={name: likelihood}"]
     hands = ["search.save_tokens=true", "search.split=train", f"search.items={arguments.judged_questions}"]
     _, sampling = reasoner("search", job, ["name=samples", policy, *plain, *hands])
-    counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels)
+    counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels, arguments.first_steps, arguments.second_steps)
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
     last = [row for row in read_jsonl(folder / "judge" / METRICS_FILE) if "eval/auc" in row][-1]
@@ -193,8 +195,12 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     return {f"step values: {name}": value for name, value in figures.items()}
 
 
-def write_labels(results: Path, labels: Path) -> dict[str, float]:
-    """Each sampled solution with the task's own word on each of its lines; how many solutions and right lines there are."""
+def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0) -> dict[str, float]:
+    """Each sampled solution with the task's own word on each of its lines; how many solutions and right lines there are.
+
+    Beside them, of each hand, ``first`` first steps and ``second`` second ones, as many of either as lead to 24 and as do not: of the
+    policy's own steps most are wrong in the same few ways.
+    """
     task = Game24Task(style="text", instruction="")
     items = {item.id: item for item in task.train()}
     records = []
@@ -203,9 +209,43 @@ def write_labels(results: Path, labels: Path) -> dict[str, float]:
             right = task.check_steps(items[search["id"]], solution["text"].split("\n"))
             if len(right) == len(solution["path"]["ends"]):
                 records.append({"question": search["id"], **solution["path"], "labels": [int(label) for label in right]})
-    labels.write_text("".join(json.dumps(record) + "\n" for record in records))
+    source, asked = random.Random(0), {search["id"] for search in read_results(results)}
+    moves = [record for name in sorted(asked) for record in step_records(items[name], source, first, second)]
+    labels.write_text("".join(json.dumps(record) + "\n" for record in [*records, *moves]))
     steps = [label for record in records for label in record["labels"]]
-    return {"solutions": float(len(records)), "right lines": sum(steps) / len(steps)}
+    return {"solutions": float(len(records)), "right lines": sum(steps) / len(steps), "further steps": float(len(moves))}
+
+
+def step_records(item: Item, source: random.Random, first: int, second: int) -> list[dict[str, Any]]:
+    """Beginnings of solutions of a hand, whose last line is right, or wrong and all before it right."""
+    terms, target = tuple(Term(Fraction(n), str(n)) for n in item.info["numbers"]), item.info["target"]
+    about = {"question": item.id, "prompt": item.prompt}
+    records = []
+    for right, number in ((True, first // 2), (False, first // 2)):
+        options = [move for move in moves_of(terms, target) if move[2] is right]
+        chosen = source.sample(options, min(number, len(options)))
+        records += [{**about, "steps": [f"{line}\n"], "labels": [int(right)]} for line, _, _ in chosen]
+    begun = [move for move in moves_of(terms, target) if move[2]]
+    for i in range(second):
+        line, left, _ = source.choice(begun)
+        options = [move for move in moves_of(left, target) if move[2] is (i % 2 == 0)]
+        if options:
+            records.append({**about, "steps": [f"{line}\n", f"{source.choice(options)[0]}\n"], "labels": [1, int(i % 2 == 0)]})
+    return records
+
+
+def moves_of(terms: tuple[Term, ...], target: int) -> list[tuple[str, tuple[Term, ...], bool]]:
+    """Each operation with a whole result from 0 on: its line, what is then left, and whether the target can still be made."""
+    found = []
+    for i, j in combinations(range(len(terms)), 2):
+        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+        for sign, a, b in operations(terms[i], terms[j]):
+            value = apply(sign, a.value, b.value)
+            if value is not None and value >= 0 and value.denominator == 1:
+                left = tuple(sorted([*rest, join_terms(sign, a, b, value)], key=lambda term: term.value))
+                values = [term.value for term in left]
+                found.append((write_step(a.value, sign, b.value, values), left, is_reachable(values, target)))
+    return found
 
 
 def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> None:
@@ -237,6 +277,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--value-epochs", type=int, default=3, help="of the value model in each round")
     parser.add_argument("--judged-questions", type=int, default=1073, help="training hands whose steps are labelled, the first so many")
     parser.add_argument("--judged-samples", type=int, default=12, help="of each")
+    parser.add_argument("--first-steps", type=int, default=16, help="and of each hand so many first steps, half of them right")
+    parser.add_argument("--second-steps", type=int, default=8, help="and so many second ones")
     parser.add_argument("--judge-epochs", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
     parser.add_argument("--held-out", type=int, default=128, help="hands of every evaluation, the first so many")
@@ -252,7 +294,7 @@ def read_arguments() -> argparse.Namespace:
     if arguments.tiny:
         tiny: dict[str, Any] = {"width": 64, "layers": 2, "taught": 0.1, "solutions": 8, "plays": 640, "epochs": 1, "epochs_a_round": 1}
         tiny |= {"rounds": 1, "questions": 48, "samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1]}
-        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1}
+        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1, "first_steps": 4, "second_steps": 2}
         vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 

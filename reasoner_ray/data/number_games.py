@@ -130,7 +130,7 @@ def _search(terms: tuple[Term, ...], target: int, lines: tuple[str, ...], cost: 
     for i, j in combinations(range(len(terms)), 2):
         rest = [t for k, t in enumerate(terms) if k not in (i, j)]
         values = [t.value for t in rest]
-        for sign, a, b in _operations(terms[i], terms[j]):
+        for sign, a, b in operations(terms[i], terms[j]):
             value = apply(sign, a.value, b.value)
             if value is None or not is_reachable([*values, value], target):
                 continue
@@ -140,7 +140,7 @@ def _search(terms: tuple[Term, ...], target: int, lines: tuple[str, ...], cost: 
             yield from _search(left, target, (*lines, line), uglier)
 
 
-def _operations(a: Term, b: Term) -> Iterator[tuple[str, Term, Term]]:
+def operations(a: Term, b: Term) -> Iterator[tuple[str, Term, Term]]:
     """The operations on two terms, operands in order; sums and products have the larger one first."""
     small, large = (a, b) if a.value <= b.value else (b, a)
     yield from ((sign, large, small) for sign in SIGNS)

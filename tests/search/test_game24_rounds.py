@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from itertools import combinations_with_replacement
 from pathlib import Path
 
 import pytest
 
-from benchmarks.game24_rounds import write_gold, write_labels, write_plays
+from benchmarks.game24_rounds import step_records, write_gold, write_labels, write_plays
 from reasoner_ray.data import game24
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.number_games import is_reachable
@@ -49,5 +50,16 @@ def test_each_line_of_a_sample_is_labelled_by_the_exact_check(tmp_path: Path) ->
         search["solutions"].append({"text": text, "correct": 1.0, "path": tokens})
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(search) + "\n")
-    assert write_labels(results, tmp_path / "labels.jsonl") == {"solutions": 2.0, "right lines": 5 / 8}
+    assert write_labels(results, tmp_path / "labels.jsonl") == {"solutions": 2.0, "right lines": 5 / 8, "further steps": 0.0}
     assert [r["labels"] for r in records(tmp_path / "labels.jsonl")] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_steps_of_a_hand_are_right_and_wrong_ones() -> None:
+    task = Game24Task(style="text", instruction="")
+    item = task.train()[0]
+    found = step_records(item, random.Random(0), 8, 6)
+    assert {len(record["steps"]) for record in found} == {1, 2}
+    for record in found:
+        assert task.check_steps(item, record["steps"]) == [bool(label) for label in record["labels"]], record
+    last = [record["labels"][-1] for record in found]
+    assert 0.3 < sum(last) / len(last) < 0.7
