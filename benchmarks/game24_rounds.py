@@ -226,7 +226,7 @@ def step_records(item: Item, source: random.Random, first: int, second: int) -> 
         chosen = source.sample(options, min(number, len(options)))
         records += [{**about, "steps": [f"{line}\n"], "labels": [int(right)]} for line, _, _ in chosen]
     begun = [move for move in moves_of(terms, target) if move[2]]
-    for i in range(second):
+    for i in range(second if begun else 0):  # a few hands need fractions
         line, left, _ = source.choice(begun)
         options = [move for move in moves_of(left, target) if move[2] is (i % 2 == 0)]
         if options:

@@ -182,6 +182,7 @@ class Bench:
     folder: Path
     seeds: int
     models: tuple[str, ...] = ()  # fingerprints of the policy's files and of the scorer's
+    items: str = ""  # a hash of which are searched on, in their order
 
     def runs(self, method: str, options: dict[str, Any], budget: int | None = None) -> list[dict[str, Any]]:
         """One method and size, once a seed."""
@@ -192,7 +193,7 @@ class Bench:
         for seed in range(self.seeds):
             config = self.base.model_copy(update={"seed": seed, "search": search})
             settings = config.model_dump(mode="json", include={"model", "task", "rollout", "scoring", "search", "seed"})
-            settings["models"] = list(self.models)
+            settings |= {"models": list(self.models), "items": self.items}
             file = self.folder / f"{method}-{stable_hash(json.dumps(settings, sort_keys=True)):016x}.json"
             found.append(kept(file, settings, partial(self.run, config)))
         return found
@@ -284,6 +285,7 @@ def measure(args: argparse.Namespace, config: JobConfig, task: Task, tokenizer: 
                 folder=args.out,
                 seeds=args.seeds,
                 models=tuple(fingerprint(resolve_model(name)) for name in named if name),
+                items=f"{stable_hash(' '.join(item.id for item in items)):016x}",
             )
             equal = bench.at_equal_tokens(args.methods or EQUAL, args.tokens)
             return {"rows": bench.swept(args.methods or list(SWEEPS), args.sizes), "at_equal_tokens": equal}

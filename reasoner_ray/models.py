@@ -14,6 +14,7 @@ import pickle
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -267,7 +268,7 @@ def _resolve_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=settings.hub_offline()))
         if not any(folder.glob("*.safetensors")):  # an old repository
             snapshot_download(name, allow_patterns=OLD_WEIGHTS, local_files_only=settings.hub_offline())
-    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("pytorch_model*.bin")):
         source, folder = folder, settings.cache_dir() / "models" / f"{name.replace('/', '--')}-{folder.name}"
         _convert_once(folder, f"the weights of {name} to safetensors, into {folder} (once)", partial(_convert_pickled, source))
     check_model_folder(folder)
@@ -286,18 +287,19 @@ def _convert_pickled(source: Path, folder: Path) -> None:
 
     folder.mkdir()
     for file in sorted(source.iterdir()):
-        if file.suffix == ".bin":
+        if file.match("pytorch_model*.bin"):
             try:
-                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                mapped = zipfile.is_zipfile(file)  # files from before torch 1.6 cannot be
+                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
                 kept = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
-            except (RuntimeError, pickle.UnpicklingError, AttributeError, OSError) as error:
-                raise ModelError(f"{file} cannot be read as weights: {str(error).splitlines()[0]}") from error
+            except (RuntimeError, pickle.UnpicklingError, AttributeError, LookupError, ValueError, EOFError, OSError) as error:
+                raise ModelError(f"{file} cannot be read as weights: {str(error).partition(chr(10))[0]}") from error
             save_file(kept, folder / renamed(file.name), metadata={"format": "pt"})
         elif file.name == "pytorch_model.bin.index.json":
             index = _read_json(file)
             index["weight_map"] = {key: renamed(shard) for key, shard in index.get("weight_map", {}).items()}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        elif file.is_file():
+        elif file.is_file() and file.suffix != ".bin":
             shutil.copy(file, folder / file.name)
 
 

@@ -153,10 +153,6 @@ class Separator:
             ends.append(at)
         return _without_empty_end(ends, tokens, start, self._tokenizer)
 
-    def closes(self, tokens: Sequence[int], start: int) -> bool:
-        """Whether ``tokens[start:]`` holds the separator."""
-        return self.text in decode_piece(self._tokenizer, tokens, start, len(tokens))
-
     def _next_end(self, tokens: Sequence[int], at: int) -> int:
         reach = _STEP
         while self.text not in decode_piece(self._tokenizer, tokens, at, min(at + reach, len(tokens))):

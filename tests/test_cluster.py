@@ -66,6 +66,10 @@ def test_models_of_steps_need_room_beside_engines() -> None:
         check_resources(search, {"CPU": 8.0, "GPU": 1.0}, training=False)
     check_resources(search, {"CPU": 8.0, "GPU": 2.0}, training=False)
     check_resources(load_config(None, [*options, "search.method=self_consistency"]), {"CPU": 8.0, "GPU": 1.0}, training=False)
+    trained = load_config(None, [*options, "rollout.episode=search"])
+    with pytest.raises(ConfigError, match=r"need 3 GPUs with 1 for models that judge steps"):
+        check_resources(trained, {"CPU": 8.0, "GPU": 2.0})
+    check_resources(trained, {"CPU": 8.0, "GPU": 1.0}, training=False)
     half = load_config(None, [*options, "search.scorer.args.gpus=0.5", "search.scorer.args.workers=4"])
     with pytest.raises(ConfigError, match=r"need 3 GPUs with 2 for models"):
         check_resources(half, {"CPU": 8.0, "GPU": 2.0}, training=False)

@@ -127,7 +127,7 @@ async def find_first_error(estimator: Estimator, candidate: Candidate, pool: Poo
 
 
 def _known_bounds(estimator: Estimator, whole: Partial, start: int) -> tuple[int, int]:
-    """Numbers of steps (good, bad) with MC > 0 after the first and 0 after the second, as near as shared states tell."""
+    """Numbers of steps (good, bad) as near as shared states tell: MC > 0 after good, or a right rollout goes on there; 0 after bad."""
     found = {t: estimator.found(whole.until(t)) for t in range(start + 1, len(whole.ends))}
     good = max((t for t, mc in found.items() if mc or (mc == 0 and estimator.led_right(whole.until(t)))), default=start)
     return good, min((t for t, mc in found.items() if mc == 0 and t > good), default=len(whole.ends))
@@ -145,8 +145,10 @@ def _right(estimator: Estimator, whole: Partial) -> LabelledSolution:
 
 
 def _estimated(estimator: Estimator, whole: Partial, last: float) -> list[float | None]:
-    """MC after each step, where it was estimated; after the last one the answer's grade."""
-    return [*(estimator.found(whole.until(t)) for t in range(1, len(whole.ends))), last]
+    """MC after each step, where it was estimated and no right rollout says otherwise; after the last one the answer's grade."""
+    prefixes = [whole.until(t) for t in range(1, len(whole.ends))]
+    found = [(prefix, estimator.found(prefix)) for prefix in prefixes]
+    return [*(None if mc == 0 and estimator.led_right(prefix) else mc for prefix, mc in found), last]
 
 
 def _status(first: State, solutions: Sequence[LabelledSolution]) -> Any:

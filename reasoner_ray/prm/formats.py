@@ -58,6 +58,10 @@ class TextStepModel(CachedStepModel):
         """The tokens, and where they are cut: steps are written one by one into the context."""
         return [key + repr((partial.start, *partial.ends[: i + 1])).encode() for i, key in enumerate(super()._keys(partial))]
 
+    def unknown(self, partials: Sequence[Partial]) -> int:
+        """See ``StepModel.unknown``: the whole solution is read anew for each new step."""
+        return sum(end for p in partials for end, key in zip(p.ends, self._keys(p), strict=True) if key not in self._known)
+
     def _compute(self, rows: Rows) -> list[float]:
         contexts = []
         for partial, steps in rows:

@@ -15,8 +15,8 @@ def process_metrics(summaries: Sequence[Mapping[str, Any]], prefix: str = "proce
     """Figures of the groups whose summaries hold ``process`` (see ``ProcessReward.apply``); none where no group does.
 
     ``score`` of right and of wrong answers and the ``gap`` between them, the ``correlation`` of score and truth (falling: the
-    scores say less and less), of score and length
-    in tokens and in steps, ``tokens``, ``steps`` and ``tokens_per_step``. A figure that is undefined (no wrong
+    scores say less and less), of score and
+    length in tokens and in steps, ``solution_tokens``, ``steps`` and ``tokens_per_step``. A figure that is undefined (no wrong
     answer, say) is left out.
     """
     found = [summary["process"] for summary in summaries if summary.get("process", {}).get("score")]
@@ -36,7 +36,7 @@ def process_metrics(summaries: Sequence[Mapping[str, Any]], prefix: str = "proce
         "correlation": correlation(score, truth),
         "length_correlation": correlation(score, tokens),
         "steps_correlation": correlation(score, steps),
-        "tokens": float(tokens.mean()),
+        "solution_tokens": float(tokens.mean()),
         "steps": float(steps.mean()),
         "tokens_per_step": float(tokens.sum() / steps.sum()),
     }

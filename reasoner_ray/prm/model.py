@@ -36,7 +36,7 @@ class StepModel(Protocol):
         ...
 
     def unknown(self, partials: Sequence[Partial]) -> int:
-        """Tokens behind the last step that is known, of each solution: about what ``score`` will compute for them."""
+        """About how many tokens ``score`` will compute for them: of each solution those behind the last step that is known."""
         ...
 
     def forget(self) -> None:

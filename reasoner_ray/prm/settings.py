@@ -41,7 +41,9 @@ class SupervisedConfig(Section):
     """What a policy, a process reward model or a value model is taught from, and what it is evaluated on."""
 
     data: tuple[str, ...] = Field((), description="files of records (JSON lines, or *.parquet); sft: `task` is the task's own solutions")
-    held_out: tuple[str, ...] = Field((), description="files for evaluation only; none: held_out_fraction of the questions in data")
+    held_out: tuple[str, ...] = Field(
+        (), description="files for evaluation, whose questions are not learnt; none: held_out_fraction of the questions in data"
+    )
     held_out_fraction: float = Field(0.05, ge=0, lt=1, description="share of the questions that is kept for evaluation")
     batch: int = Field(64, ge=1, description="solutions an optimiser step")
     epochs: int = Field(1, ge=1, description="passes over the data")
@@ -197,13 +199,16 @@ def process_problems(config: JobConfig) -> list[str]:
     return []
 
 
-def step_model_gpus(config: JobConfig) -> float:
-    """GPUs that a job's models of steps take where there are GPUs: those of process rewards, and those that guide its searches."""
+def step_model_gpus(config: JobConfig, *, training: bool) -> float:
+    """GPUs that a job's models of steps take where there are GPUs: those of process rewards, and those that guide its searches.
+
+    Without ``training`` a job whose rollouts come from search evaluates the bare policy.
+    """
     from reasoner_ray.search.methods import get_method
 
     process, search = config.scoring.process, config.search
     asked = [] if process is None or process.scorer != "prm" else [process.args]
-    searches = config.rollout.episode.startswith("search") and get_method(search).uses_scorer(search)
-    if searches and search.scorer.name == "prm" and search.scorer.args not in asked:
+    searches = config.rollout.episode == "search_solutions" or (config.rollout.episode == "search" and training)
+    if searches and get_method(search).uses_scorer(search) and search.scorer.name == "prm" and search.scorer.args not in asked:
         asked.append(search.scorer.args)
     return sum((1.0 if args.get("gpus") is None else float(args["gpus"])) * int(args.get("workers", 1)) for args in asked)

@@ -63,8 +63,8 @@ class PrmStepScorer:
             gpus=gpus,
             threads=threads,
         )
-        if timeout_s <= 0:
-            raise ConfigError(f"the step model's args.timeout_s must be above 0 (got {timeout_s})")
+        if not (isinstance(timeout_s, int | float) and timeout_s > 0):
+            raise ConfigError(f"the step model's args.timeout_s must be above 0 (got {timeout_s!r})")
         self._timeout = timeout_s
         self._pool = shared_pool(spec)
         self.tokens = 0

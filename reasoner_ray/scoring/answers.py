@@ -16,8 +16,10 @@ COMPARE_SECONDS = 5.0
 _ANSWER_IS = re.compile(r"(answer is:?|####)[ \t]*([^\n]+)", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_FORMULA = re.compile(r"\$([^$\n]+)\$|\\\((.+?)\\\)")
-_VALUE = re.compile(r"[-+]?[\d(](?:[\d.,+*/^() -]*[\d)])?%?")
+_FORMULA = re.compile(r"\$([^$\n]*[^$\n\s=+*/<>-])\s*\$(?!\d)|\\\((.+?)\\\)")  # what a sum of money would be, "$20 + $15", is none
+_PROSE = re.compile(r"(?:^|\s)[A-Za-z]{2,}(?:\s|$)")
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_VALUE = re.compile(rf"(?<![\d)])-?{_NUMBER}(?:\s*[-+*/^]\s*\$?{_NUMBER})*%?|{_NUMBER}%?")
 # A point before a capital ends a sentence, unless it is that of a title or an initial; a single capital is an answer of its own (B).
 _SENTENCE_END = re.compile(r"(?:(?<![A-Z])|(?<=^[A-Z]))(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)\.(?=\s+[A-Z](?!\.))|[?!](?=\s+[A-Z])")
 
@@ -44,16 +46,19 @@ def final_answer(text: str) -> str:
 
 
 def final_value(text: str) -> str:
-    """``final_answer``; where that is a sentence, the last formula between dollars or brackets in it, else the last number or sum.
+    """``final_answer``; where that is a sentence, the last formula (``$...$``, ``\\(...\\)``) or number in it, a sum counting as one.
 
     That is what math-verify judges of a text without a box, so answers in other words vote together.
     """
     answer = final_answer(text)
-    if last_boxed(text) is not None or not _WORDS.search(answer):
+    if last_boxed(text) is not None or not _WORDS.search(_FORMULA.sub("", answer)):
         return answer
-    formulas = [found for found in map("".join, _FORMULA.findall(answer)) if not _WORDS.search(found)]
-    values = formulas or _VALUE.findall(answer)
-    return str(values[-1]).strip() if values else answer
+    formulas = [found for found in _FORMULA.finditer(answer) if not _PROSE.search("".join(filter(None, found.groups())))]
+    numbers = [found for found in _VALUE.finditer(answer) if not any(f.start() < found.end() <= f.end() for f in formulas)]
+    last = max([*formulas, *numbers], key=lambda found: found.end(), default=None)
+    if last is None:
+        return answer
+    return ("".join(filter(None, last.groups())) if last in formulas else last.group()).strip()
 
 
 def tagged_answer(text: str) -> str | None:

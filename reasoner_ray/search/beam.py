@@ -46,7 +46,8 @@ async def beam(search: Search[BeamOptions]) -> None:
 async def dfs(search: Search[DfsOptions]) -> None:
     """Children in the order of their values, going back where a way ends (DFS-V; TS-LLM, Tree of Thoughts).
 
-    Cheap for a first solution; the value decides alone, and what was pruned is never seen.
+    Cheap for a first solution; the value decides alone, and what was pruned is looked at only
+    where nothing else was found.
     """
     stack = [search.root]
     while stack and search.wants_more(search.options.paths):

@@ -268,7 +268,7 @@ def check_resources(config: JobConfig, available: Mapping[str, float], *, traini
     gpus = available.get("GPU", 0)
     shared = resolve_backend(config, gpus=gpus > 0) == "ipc" and training
     if gpus:
-        steps = step_model_gpus(config) if engines else 0
+        steps = step_model_gpus(config, training=training) if engines else 0
         wanted = steps + (ranks if shared else engines * config.rollout.tensor_parallel + ranks)
         if wanted > gpus:
             also = (

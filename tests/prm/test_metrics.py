@@ -91,7 +91,7 @@ def test_hacking_shows() -> None:
     assert honest["process/correlation"] == pytest.approx(1) and honest["process/gap"] == pytest.approx(0.8)
     assert hacked["process/correlation"] < -0.5 and hacked["process/gap"] < 0
     assert hacked["process/length_correlation"] > 0.9 > 0 > honest["process/length_correlation"]
-    assert hacked["process/steps_correlation"] > 0.9 > 0 > honest["process/steps_correlation"] and honest["process/tokens"] == 18
+    assert hacked["process/steps_correlation"] > 0.9 > 0 > honest["process/steps_correlation"] and honest["process/solution_tokens"] == 18
     assert honest["process/steps"] == 3 and honest["process/tokens_per_step"] == 6
     both = process_metrics([group([0.9, 0.1, 0.9, 0.1]), {"rewards": [1.0]}])
     assert both == honest, "groups without process rewards add nothing"

@@ -35,6 +35,11 @@ SUMS = (
     "Hence the total is 2 + 3",
     "So the value is \\(x = \\frac{10}{2}\\).",
     "Therefore $4 + 1$ dollars are left",
+    "So he pays $20 - $15 = $5",
+    "He paid $12 and $7, so $5 are left",
+    "Out of 12, 5 are left",
+    "On July 12, 2020 there were 5",
+    "the area is $12$, so 5 boxes",
 )
 WRONG_SUMS = ("The answer is 6. Not 5?", "\\boxed{}", "#### 7", "Of 5 he ate 2, so 3 are left")
 
@@ -117,6 +122,21 @@ class Bare(Task):
 
     def held_out(self) -> list[Item]:
         return []
+
+
+def test_values_in_words() -> None:
+    """What is no number stays as it is, and letters that stand together are no words."""
+    found = {
+        "The answer is (B) because it is": "(B) because it is",
+        "The answer is $2xy$": "$2xy$",
+        "so it is $2xy$ in all": "2xy",
+        "She has 12,345 dollars (USD)": "12,345",
+        "about 50% of them": "50%",
+        "no number here": "no number here",
+        "So x is -3 then": "-3",
+        "2 days (16 hours)": "16",
+    }
+    assert {text: final_value(text) for text in found} == found
 
 
 def test_the_jobs_own_scorer_decides() -> None:
