@@ -17,19 +17,21 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record
+from benchmarks._runs import kept
 from benchmarks.process_rewards import ROOT, reasoner
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.number_games import Term, apply, is_reachable, join_terms, operations, write_step
 from reasoner_ray.data.tasks import Item
+from reasoner_ray.models import fingerprint
 from reasoner_ray.plot import plot_runs
 from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
@@ -146,8 +148,13 @@ rounds:
     return job
 
 
-def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """The rounds, once a seed; figures by round, and their learning curves as a picture."""
+def settings_of(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What a stage depends on."""
+    return {name: getattr(arguments, name) for name in names}
+
+
+def learn_by_search(job: Path, folder: Path, policy: dict[str, str], arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """The rounds, once a seed; figures by round, and their learning curves as a picture. ``policy`` tells what they begin with."""
     figures: dict[str, list[float]] = {}
     runs = []
     for seed in arguments.seeds:
@@ -156,6 +163,7 @@ def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> d
         if arguments.tiny:  # nothing it writes is right, and something must be learnt
             overrides += ["rounds.right_from=0", "rounds.phases.policy.supervised.learn_above=null"]
         runs.append(folder / name)
+        kept(folder / f"{name}.json", policy, dict)  # rounds that were begun with another policy are refused
         finish(job, overrides, runs[-1])
         records = read_jsonl(runs[-1] / METRICS_FILE)
         minutes = sum(value for row in records for key, value in row.items() if key.startswith("time/") and key.endswith("_minutes"))
@@ -173,7 +181,7 @@ def learn_by_search(job: Path, folder: Path, arguments: argparse.Namespace) -> d
 
 
 def finish(job: Path, overrides: list[str], run: Path) -> None:
-    """Have a run of rounds, one that is finished or begun from where it is. Raises ``SystemExit`` where it fails or is another job's."""
+    """Have a run of rounds to its end, one that was begun from where it is. Raises ``SystemExit`` where it fails or is another job's."""
     begun = ["--resume"] if (run / "config.yaml").is_file() else []
     command = [sys.executable, "-m", "reasoner_ray.cli", "train", str(job), *overrides, *begun]
     if subprocess.run(command, cwd=ROOT).returncode:
@@ -189,9 +197,9 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels, arguments.first_steps, arguments.second_steps)
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
-    last = [row for row in read_jsonl(folder / "judge" / METRICS_FILE) if "eval/auc" in row][-1]
-    figures = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
-    figures |= {f"held-out {name}": last[f"eval/{name}"] for name in ("auc", "accuracy", "majority", "steps")}
+    last = [row for row in read_jsonl(folder / "judge" / METRICS_FILE) if "eval/loss" in row][-1]
+    figures: dict[str, Any] = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
+    figures |= {f"held-out {name}": last.get(f"eval/{name}") for name in ("auc", "accuracy", "majority", "steps")}
     return {f"step values: {name}": value for name, value in figures.items()}
 
 
@@ -213,7 +221,7 @@ def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0) -
     moves = [record for name in sorted(asked) for record in step_records(items[name], source, first, second)]
     labels.write_text("".join(json.dumps(record) + "\n" for record in [*records, *moves]))
     steps = [label for record in records for label in record["labels"]]
-    return {"solutions": float(len(records)), "right lines": sum(steps) / len(steps), "further steps": float(len(moves))}
+    return {"solutions": float(len(records)), "right lines": sum(steps) / max(1, len(steps)), "further steps": float(len(moves))}
 
 
 def step_records(item: Item, source: random.Random, first: int, second: int) -> list[dict[str, Any]]:
@@ -283,7 +291,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
     parser.add_argument("--held-out", type=int, default=128, help="hands of every evaluation, the first so many")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; what is finished in the folder is taken as it is"
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; each stage that is finished in the folder is taken as it is"
     )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
@@ -306,13 +314,23 @@ def main() -> None:
     items, gold = Game24Task(solutions=arguments.solutions).train(), folder / "gold.jsonl"
     figures: dict[str, Any] = {"gold solutions": write_gold(gold, items, arguments.taught)}
     job = write_job(folder, gold, arguments)
-    if "sft" in arguments.stages:
+
+    def stage(name: str, settings: dict[str, Any], make: Callable[[], dict[str, Any]]) -> None:
+        """Figures of a stage that is asked for, or was finished before."""
+        file = folder / f"{name}.json"
+        if name in arguments.stages or file.is_file():
+            figures.update(kept(file, settings, make))
+
+    def train_policy() -> dict[str, float]:
         make_model(folder / "start", items, width=arguments.width, layers=arguments.layers, seed=0)
-        figures |= fine_tune(job, folder, gold, arguments)
+        return fine_tune(job, folder, gold, arguments)
+
+    stage("sft", settings_of(arguments, "width", "layers", "solutions", "taught", "plays", "epochs"), train_policy)
+    policy = {"policy": fingerprint(folder / "sft" / "model")}
     if "rounds" in arguments.stages:
-        figures |= learn_by_search(job, folder, arguments)
-    if "judge" in arguments.stages:
-        figures |= learn_judge(job, folder, arguments)
+        figures |= learn_by_search(job, folder, policy, arguments)
+    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "judge_epochs")
+    stage("judge", of_judge | policy, lambda: learn_judge(job, folder, arguments))
     if "methods" in arguments.stages:
         compare_methods(job, folder, arguments)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "name"}
