@@ -110,8 +110,8 @@ def fine_tune(job: Path, folder: Path, gold: Path, arguments: argparse.Namespace
         _, minutes = reasoner("train", job, [*options, f"learner.lr={lr}", "learner.lr_schedule=cosine"])
         rows = read_jsonl(folder / name / METRICS_FILE)
         speeds = [row["learner/tokens_per_s"] for row in rows if "learner/tokens_per_s" in row]
-        last = [row["eval/loss"] for row in rows if "eval/loss" in row][-1]
-        figures |= {f"{name}: minutes": minutes, f"{name}: tokens a second": sum(speeds) / len(speeds), f"{name}: held-out loss": last}
+        figures |= {f"{name}: minutes": minutes, f"{name}: tokens a second": sum(speeds) / len(speeds)}
+        figures |= {f"{name}: held-out loss": row["eval/loss"] for row in rows if "eval/loss" in row}  # the last one; few hold none out
     return figures
 
 
@@ -197,7 +197,7 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels, arguments.first_steps, arguments.second_steps)
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
-    last = [row for row in read_jsonl(folder / "judge" / METRICS_FILE) if "eval/loss" in row][-1]
+    last = next((row for row in reversed(read_jsonl(folder / "judge" / METRICS_FILE)) if "eval/loss" in row), {})
     figures: dict[str, Any] = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
     figures |= {f"held-out {name}": last.get(f"eval/{name}") for name in ("auc", "accuracy", "majority", "steps")}
     return {f"step values: {name}": value for name, value in figures.items()}
