@@ -197,7 +197,7 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels, arguments.first_steps, arguments.second_steps)
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
-    last = next((row for row in reversed(read_jsonl(folder / "judge" / METRICS_FILE)) if "eval/loss" in row), {})
+    last: dict[str, Any] = next((row for row in reversed(read_jsonl(folder / "judge" / METRICS_FILE)) if "eval/loss" in row), {})
     figures: dict[str, Any] = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
     figures |= {f"held-out {name}": last.get(f"eval/{name}") for name in ("auc", "accuracy", "majority", "steps")}
     return {f"step values: {name}": value for name, value in figures.items()}
