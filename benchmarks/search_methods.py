@@ -36,6 +36,7 @@ import numpy as np
 import ray
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks._record import RESULTS, record
 from benchmarks._runs import kept
@@ -233,6 +234,9 @@ def draw(rows: Sequence[dict[str, Any]], out: Path, title: str) -> None:
             ys, bars = [r["accuracy"]["mean"] for r in mine], [r["accuracy"]["stdev"] for r in mine]
             panel.errorbar([r[key]["mean"] for r in mine], ys, bars, label=method, **look)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(label)
         panel.grid(alpha=0.25)
     figure.axes[0].set_ylabel("accuracy")
@@ -306,7 +310,7 @@ def main() -> None:
         ray.shutdown()
     settings = {"job": f"jobs/search/{args.job.name}" if args.task else str(args.job), "overrides": args.overrides, "seeds": args.seeds}
     record(args.name, settings={**settings, "items": config.search.items, "tokens": args.tokens, "sizes": args.sizes}, figures=figures)
-    title = f"{config.task.name}, {config.model.path}, steps valued by {config.search.scorer.name}"
+    title = f"{config.task.name}, {Path(config.model.path).parent.name or config.model.path}, steps valued by {config.search.scorer.name}"
     for rows, name in zip(figures.values(), (args.name, f"{args.name}_equal_tokens"), strict=True):
         if rows:
             draw(rows, RESULTS / f"{name}.png", title)
