@@ -31,7 +31,7 @@ from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.number_games import Term, apply, is_reachable, join_terms, operations, write_step
 from reasoner_ray.data.tasks import Item
-from reasoner_ray.models import fingerprint
+from reasoner_ray.models import fingerprint, resolve_model
 from reasoner_ray.plot import plot_runs
 from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
@@ -84,21 +84,25 @@ def make_model(folder: Path, items: Sequence[Item], *, width: int, layers: int, 
     return folder
 
 
+def write_solutions(file: Path, items: Sequence[Item]) -> int:
+    """Records of the items' own solutions; how many there are."""
+    file.write_text("".join(json.dumps({"prompt": item.prompt, "answer": item.info["solution"]}) + "\n" for item in items))
+    return len(items)
+
+
 def write_gold(file: Path, items: Sequence[Item], share: float) -> int:
     """Records of the solutions of a share of the hands, chosen at random once and for all; how many there are."""
     hands = sorted({str(item.info["numbers"]) for item in items})
     taught = set(random.Random(0).sample(hands, max(1, round(share * len(hands)))))
     chosen = [item for item in items if str(item.info["numbers"]) in taught]
-    file.write_text("".join(json.dumps({"prompt": item.prompt, "answer": item.info["solution"]}) + "\n" for item in chosen))
-    return len(chosen)
+    return write_solutions(file, chosen)
 
 
 def write_plays(file: Path, number: int) -> int:
     """Records of so many games of four cards with another target, made by playing at random; how many there are."""
     games = CountdownTask(numbers=4, highest=13, highest_target=99, train_size=number, style="text", instruction="").train()
     chosen = [item for item in games if item.answer != 24]  # else they would show solutions of held-out hands
-    file.write_text("".join(json.dumps({"prompt": item.prompt, "answer": item.info["solution"]}) + "\n" for item in chosen))
-    return len(chosen)
+    return write_solutions(file, chosen)
 
 
 def fine_tune(job: Path, folder: Path, gold: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -326,7 +330,7 @@ def main() -> None:
         return fine_tune(job, folder, gold, arguments)
 
     stage("sft", settings_of(arguments, "width", "layers", "solutions", "taught", "plays", "epochs"), train_policy)
-    policy = {"policy": fingerprint(folder / "sft" / "model")}
+    policy = {"policy": fingerprint(resolve_model(str(folder / "sft" / "model")))}
     if "rounds" in arguments.stages:
         figures |= learn_by_search(job, folder, policy, arguments)
     of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "judge_epochs")

@@ -5,7 +5,7 @@ answer: fine-tune a small model on gold proofs (kind sft), label its own proofs 
 label`), train a process reward model on the labels (kind prm), measure it on held-out questions, then train the
 fine-tuned policy with POAD for equally many steps with the outcome alone and with both, over several seeds that take turns.
 The policy and the reward model of an earlier run are taken as they are; `benchmarks.search_methods --job jobs/search/deduction.yaml`
-searches with them (``model.path=FOLDER/sft/model search.scorer.args.model=FOLDER/prm/model``).
+searches with them (``model.path=FOLDER/sft/model search.scorer.args.model=FOLDER/prm/model task.args.hops=[1,2]``).
 """
 
 from __future__ import annotations

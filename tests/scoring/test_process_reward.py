@@ -260,3 +260,14 @@ def test_what_a_job_asks_for(tiny_model_dir: Path, tokenizer: Any) -> None:
 def test_bad_settings(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, [f"scoring.process={setting}"])
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_shaping_is_refused_where_only_sums_are_compared(name: str) -> None:
+    """Its sum is the same for every answer, so the process reward model would have no say, without a word."""
+    shaped = [f"algorithm.name={name}", "scoring.process={args: {model: somewhere}, transform: shaping}"]
+    with pytest.raises(ConfigError, match=rf"transform: shaping adds up to the same .* {name} compares sums"):
+        load_config(None, shaped)
+    load_config(None, [*shaped, "algorithm.settings.credit=action"])
+    load_config(None, [shaped[0], "scoring.process={args: {model: somewhere}, transform: minimum}"])
+    load_config(None, ["algorithm.name=poad", shaped[1]])
