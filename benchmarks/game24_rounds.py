@@ -2,9 +2,10 @@
 
 A Llama of a few million weights with a tokenizer of the game's own learns to compute from games with other targets than 24, then
 solutions of a part of the training hands (kind sft, twice).
-Then, each by a command of the system: rounds of search in training (kind rounds; before the first one a value model learns from plain
-samples), over several seeds; a process reward model of the fine-tuned policy's own steps, labelled by the exact check; and every search
-method at equal generated tokens (``benchmarks.search_methods``), over seeds, on the held-out hands with these two.
+Then, each by a command of the system and over several seeds: rounds of search in training (kind rounds; before the first one a value
+model learns from plain samples); what as many training steps on the gold solutions alone come to; a process reward model of the
+fine-tuned policy's own steps, labelled by the exact check; every search method at equal generated tokens on the held-out hands with these
+two (``benchmarks.search_methods``); and PPO with the process rewards of that model, against PPO with the outcome alone.
 
     python -m benchmarks.game24_rounds                  # hours on two cores, not timed yet
     python -m benchmarks.game24_rounds --tiny           # minutes: whether everything runs; its figures mean nothing
@@ -19,13 +20,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record
 from benchmarks._runs import kept
-from benchmarks.process_rewards import ROOT, reasoner
+from benchmarks.process_rewards import ROOT, TRANSFORMS, compare, exact_labels, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
@@ -37,7 +39,8 @@ from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
-STAGES = ("sft", "rounds", "judge", "methods")
+STAGES = ("sft", "rounds", "control", "judge", "methods", "rewards")
+NO_SCORER = ("search.settings={}", "search.scorer={name: likelihood}")
 FIGURES = {
     "eval/accuracy": "the bare policy, %",
     "eval/tokens": "the bare policy, tokens a hand",
@@ -192,13 +195,32 @@ def finish(job: Path, overrides: list[str], run: Path) -> None:
         raise SystemExit(f"the rounds in {run} failed; see what they printed above")
 
 
+def learn_gold(job: Path, folder: Path, gold: Path, policy: dict[str, str], arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """What the bare policy comes to with as many training steps as its rounds had, on the gold solutions that it knows already."""
+
+    def train(seed: int) -> dict[str, float]:
+        figures, model = {}, folder / "sft" / "model"
+        for number in range(1, arguments.rounds + 1):
+            steps = read_jsonl(folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" / METRICS_FILE)[-1]["step"]
+            learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}", "learner.lr_schedule=cosine"]
+            name = f"control-seed{seed}-{number}"
+            reasoner("train", job, ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={model}", "learner.lr=3e-4", *learn])
+            model = folder / name / "model"
+            reasoner("search", job, [f"name={name}-greedy", f"model.path={model}", "search.method=greedy", *NO_SCORER])
+            found = [search["correct"] for search in read_results(folder / f"{name}-greedy" / "search" / "results.jsonl")]
+            figures[f"gold alone, round {number}: the bare policy, %"] = 100 * sum(found) / len(found)
+        return figures
+
+    settings = {**policy, "rounds": arguments.rounds}
+    made = [kept(folder / f"control-seed{seed}.json", settings, partial(train, seed)) for seed in arguments.seeds]
+    return {name: [figures[name] for figures in made] for name in made[0]}
+
+
 def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A model that values steps of the fine-tuned policy on the training hands: whether 24 can still be reached, by the exact check."""
     policy, labels = f"model.path={folder / 'sft' / 'model'}", folder / "labels.jsonl"
-    plain = ["search.method=self_consistency", f"search.settings={{paths: {arguments.judged_samples}}}", "search.scorer={name: likelihood}"]
-    hands = ["search.save_tokens=true", "search.split=train", f"search.items={arguments.judged_questions}"]
-    _, sampling = reasoner("search", job, ["name=samples", policy, *plain, *hands])
-    counts = write_labels(folder / "samples" / "search" / "results.jsonl", labels, arguments.first_steps, arguments.second_steps)
+    results, sampling = sample(job, "samples", policy, arguments.judged_questions, arguments.judged_samples)
+    counts = write_labels(results, labels, arguments.first_steps, arguments.second_steps)
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
     last: dict[str, Any] = next((row for row in reversed(read_jsonl(folder / "judge" / METRICS_FILE)) if "eval/loss" in row), {})
@@ -214,15 +236,11 @@ def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0) -
     policy's own steps most are wrong in the same few ways.
     """
     task = Game24Task(style="text", instruction="")
-    items = {item.id: item for item in task.train()}
-    records = []
-    for search in read_results(results):
-        for solution in search["solutions"]:
-            right = task.check_steps(items[search["id"]], solution["text"].split("\n"))
-            if len(right) == len(solution["path"]["ends"]):
-                records.append({"question": search["id"], **solution["path"], "labels": [int(label) for label in right]})
-    source, asked = random.Random(0), {search["id"] for search in read_results(results)}
-    moves = [record for name in sorted(asked) for record in step_records(items[name], source, first, second)]
+    records = exact_labels(results, task)
+    items, source = {item.id: item for item in task.train()}, random.Random(0)
+    moves = [
+        record for name in sorted({s["id"] for s in read_results(results)}) for record in step_records(items[name], source, first, second)
+    ]
     labels.write_text("".join(json.dumps(record) + "\n" for record in [*records, *moves]))
     steps = [label for record in records for label in record["labels"]]
     return {"solutions": float(len(records)), "right lines": sum(steps) / max(1, len(steps)), "further steps": float(len(moves))}
@@ -273,6 +291,15 @@ def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> N
         raise SystemExit("benchmarks.search_methods failed")
 
 
+def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """PPO on the training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line."""
+    sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
+    looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "learner.lr=1e-4", "learner.critic_lr=1e-3"]
+    models = (folder / "sft" / "model", folder / "judge" / "model")
+    figures = compare(job, models, [*sizes, *looks], arguments.seeds, arguments)
+    return {f"PPO, {name}": values for name, values in figures.items()}
+
+
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256, help="of the model; a multiple of 32")
@@ -298,15 +325,19 @@ def read_arguments() -> argparse.Namespace:
         "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; each stage that is finished in the folder is taken as it is"
     )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
+    parser.add_argument("--steps", type=int, default=60, help="of PPO")
+    parser.add_argument("--weight", type=float, default=0.5, help="of the process rewards")
+    parser.add_argument("--transforms", nargs="+", default=["minimum"], choices=TRANSFORMS)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
     parser.add_argument("--name", default="game24_rounds", help="of the record")
     parser.add_argument("--tiny", action="store_true", help="a model and sizes that mean nothing")
     arguments = parser.parse_args()
+    arguments.dtype = "auto"
     if arguments.tiny:
         tiny: dict[str, Any] = {"width": 64, "layers": 2, "taught": 0.1, "solutions": 8, "plays": 640, "epochs": 1, "epochs_a_round": 1}
         tiny |= {"rounds": 1, "questions": 48, "samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1]}
-        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1, "first_steps": 4, "second_steps": 2}
+        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1, "first_steps": 4, "second_steps": 2, "steps": 2}
         vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
@@ -333,10 +364,14 @@ def main() -> None:
     policy = {"policy": fingerprint(resolve_model(str(folder / "sft" / "model")))}
     if "rounds" in arguments.stages:
         figures |= learn_by_search(job, folder, policy, arguments)
+    if "control" in arguments.stages:
+        figures |= learn_gold(job, folder, gold, policy, arguments)
     of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "judge_epochs")
     stage("judge", of_judge | policy, lambda: learn_judge(job, folder, arguments))
     if "methods" in arguments.stages:
         compare_methods(job, folder, arguments)
+    if "rewards" in arguments.stages:
+        figures |= compare_rewards(job, folder, arguments)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "name"}
     record(arguments.name, settings, figures)
 

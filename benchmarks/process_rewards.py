@@ -2,8 +2,9 @@
 
 On proofs over an invented ontology, whose answer is true or false, so that half of all wrong proofs end with the right
 answer: fine-tune a small model on gold proofs (kind sft), label its own proofs with Math-Shepherd completions (`reasoner
-label`), train a process reward model on the labels (kind prm), measure it on held-out questions, then train the
-fine-tuned policy with POAD for equally many steps with the outcome alone and with both, over several seeds that take turns.
+label`) or by the exact check of each line (``--labels exact``), train a process reward model on the labels (kind prm), measure it on
+held-out questions, then train the fine-tuned policy with POAD for equally many steps with the outcome alone and with both, over several
+seeds that take turns.
 The policy and the reward model of an earlier run are taken as they are; `benchmarks.search_methods --job jobs/search/deduction.yaml`
 searches with them (``model.path=FOLDER/sft/model search.scorer.args.model=FOLDER/prm/model task.args.hops=[1,2]``).
 """
@@ -11,18 +12,26 @@ searches with them (``model.path=FOLDER/sft/model search.scorer.args.model=FOLDE
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Protocol
 
 from benchmarks._record import record
 from benchmarks._runs import kept
+from reasoner_ray.data.deduction import DeductionTask
+from reasoner_ray.data.tasks import Item
+from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 ROOT = Path(__file__).parent.parent
-TRANSFORMS = ("minimum", "difference", "raw")
+TRANSFORMS = ("minimum", "difference", "shaping", "raw")
+LAST = 5
+"""Steps at a run's end whose training rewards are told as one figure: of many more answers than an evaluation has questions."""
 
 
 def reasoner(command: str, job: Path, overrides: list[str]) -> tuple[str, float]:
@@ -59,41 +68,85 @@ tracking: {{wandb: "off", terminal: plain}}
     return job
 
 
+class Checkable(Protocol):
+    """A task that knows of each step whether it holds."""
+
+    def train(self) -> Sequence[Item]: ...
+
+    def check_steps(self, item: Item, steps: Sequence[str]) -> list[bool]: ...
+
+
+def exact_labels(results: Path, task: Checkable) -> list[dict[str, Any]]:
+    """The solutions of a search (``save_tokens``), one line a step, with the task's own word on each of their lines."""
+    items, records = {item.id: item for item in task.train()}, []
+    for search in read_results(results):
+        for solution in search["solutions"]:
+            right = task.check_steps(items[search["id"]], solution["text"].rstrip("\n").split("\n"))
+            if len(right) == len(solution["path"]["ends"]):
+                records.append({"question": search["id"], **solution["path"], "labels": [int(label) for label in right]})
+    return records
+
+
+def sample(job: Path, name: str, policy: str, questions: int, samples: int) -> tuple[Path, float]:
+    """Plain samples of so many training questions, with their tokens: the file of results, and the minutes."""
+    plain = ["search.method=self_consistency", f"search.settings={{paths: {samples}}}", "search.scorer={name: likelihood}"]
+    hands = ["search.save_tokens=true", "search.split=train", f"search.items={questions}"]
+    _, minutes = reasoner("search", job, [f"name={name}", policy, *plain, *hands])
+    return job.parent / name / "search" / "results.jsonl", minutes
+
+
+def label(job: Path, folder: Path, policy: str, arguments: argparse.Namespace) -> tuple[Path, float]:
+    """The file of labelled steps of the policy's own solutions, and the minutes."""
+    if arguments.labels == "math_shepherd":
+        settings = [f"labels.items={arguments.questions}", "labels.method=math_shepherd", "labels.completions=4", "labels.solutions=4"]
+        _, minutes = reasoner("label", job, ["name=labels", policy, *settings])
+        return folder / "labels" / "labels" / "labels.jsonl", minutes
+    results, minutes = sample(job, "samples", policy, arguments.questions, 4)
+    records, file = exact_labels(results, DeductionTask(hops=(1, arguments.hops))), folder / "labels.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file, minutes
+
+
 def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The fine-tuned policy, the labels and the process reward model, with what each cost and how good it is."""
     lengths = "supervised.max_tokens=640"
-    stop = f"supervised.max_steps={arguments.sft_steps}"
-    _, sft = reasoner("train", job, ["name=sft", "kind=sft", "supervised.data=[task]", "supervised.batch=32", lengths, stop])
+    stop = [f"supervised.max_steps={arguments.sft_steps}", f"learner.lr={arguments.sft_lr}"]
+    _, sft = reasoner("train", job, ["name=sft", "kind=sft", "supervised.data=[task]", "supervised.batch=32", lengths, *stop])
     policy = f"model.path={folder / 'sft' / 'model'}"
-    labels = [f"labels.items={arguments.questions}", "labels.method=math_shepherd", "labels.completions=4", "labels.solutions=4"]
-    _, labelled = reasoner("label", job, ["name=labels", policy, *labels])
-    data = f"supervised.data=[{folder / 'labels' / 'labels' / 'labels.jsonl'}]"
-    heads = ["kind=prm", data, "supervised.held_out_fraction=0.15", "supervised.batch=32", "supervised.epochs=2", lengths]
-    _, trained = reasoner("train", job, ["name=prm", policy, *heads, "learner.critic_lr=1e-3"])
+    labels, labelled = label(job, folder, policy, arguments)
+    heads = ["kind=prm", f"supervised.data=[{labels}]", "supervised.held_out_fraction=0.15", "supervised.batch=32", lengths]
+    _, trained = reasoner("train", job, ["name=prm", policy, *heads, "supervised.epochs=2", "learner.critic_lr=1e-3"])
     curves = {name: curve(folder / "prm", f"eval/{name}") for name in ("auc", "accuracy", "majority", "loss", "steps")}
-    last = {f"held-out {name}": values[max(values)] for name, values in curves.items()}
+    last = {f"held-out {name}": values[max(values)] for name, values in curves.items() if values}
     return {"minutes of sft": sft, "minutes of labelling": labelled, "minutes of the reward model": trained, **last}
 
 
-def compare(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then."""
+def compare(
+    job: Path, models: tuple[Path, Path], options: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then.
+
+    ``models`` are the policy and the process reward model, ``options`` of the job what all runs share; ``arguments`` has
+    ``transforms``, ``weight`` and ``dtype``.
+    """
+    policy, judge = models
     sides: dict[str, list[str]] = {"outcome": []}
     for transform in arguments.transforms:
-        args = f"args: {{model: {folder / 'prm' / 'model'}, dtype: {arguments.dtype}}}"
-        sides[transform] = [f'scoring.process={{{args}, separator: "\\n", transform: {transform}, weight: {arguments.weight}}}']
+        args = f"args: {{model: {judge}, dtype: {arguments.dtype}}}"
+        sides[transform] = [f'scoring.process={{{args}, separator: "\n", transform: {transform}, weight: {arguments.weight}}}']
     figures: dict[str, list[float]] = {}
-    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
-    for seed in range(1, arguments.seeds + 1):
+    for seed in seeds:
         for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
             name = f"ppo-{side}-{seed}"
-            policy = [f"name={name}", f"seed={seed}", f"model.path={folder / 'sft' / 'model'}", "learner.critic_lr=1e-3"]
-            _, minutes = reasoner("train", job, [*policy, *loop, *extra, "learner.lr=1e-5"])
-            accuracy = curve(folder / name, "eval/accuracy")
-            figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
+            _, minutes = reasoner("train", job, [f"name={name}", f"seed={seed}", f"model.path={policy}", *options, *extra])
+            accuracy, reward = curve(job.parent / name, "eval/accuracy"), curve(job.parent / name, "reward/mean")
+            if side == "outcome":
+                figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
             figures.setdefault(f"{side}: accuracy", []).append(100 * accuracy[max(accuracy)])
+            figures.setdefault(f"{side}: reward of the last steps", []).append(fmean(list(reward.values())[-LAST:]))
             figures.setdefault(f"{side}: minutes", []).append(minutes)
             for metric in ("correlation", "gap", "steps"):
-                values = curve(folder / name, f"process/{metric}")
+                values = curve(job.parent / name, f"process/{metric}")
                 if values:
                     figures.setdefault(f"{side}: {metric} at the end", []).append(values[max(values)])
     return figures
@@ -103,6 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hops", type=int, default=2)
     parser.add_argument("--sft-steps", type=int, default=60, help="few enough that the policy still errs")
+    parser.add_argument("--sft-lr", type=float, default=2e-5)
+    parser.add_argument("--labels", default="math_shepherd", choices=["math_shepherd", "exact"])
     parser.add_argument("--questions", type=int, default=200, help="questions whose solutions are labelled")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3, help="0: the policy and the reward model alone")
@@ -115,9 +170,11 @@ def main() -> None:
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     job = write_job(folder, arguments)
-    made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "questions", "dtype")}
+    made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "sft_lr", "labels", "questions", "dtype")}
     reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
-    figures = compare(job, folder, arguments) if arguments.seeds else {}
+    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
+    models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=1e-5", "learner.critic_lr=1e-3"]
+    figures = compare(job, models, [*loop, *rates], range(1, arguments.seeds + 1), arguments) if arguments.seeds else {}
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
 

@@ -82,6 +82,19 @@ def test_a_block_gathers_its_ancestors_and_itself_only() -> None:
     assert [b.shape[-1] for b in blocks.biases] == blocks.sizes
 
 
+def test_training_in_bfloat16_on_a_cpu_rounds_only_what_goes_in_and_out() -> None:
+    batch = pack(CASES["tree_paths"](), tokens_per_microbatch=1000)[0]
+    results = []
+    for compute in (lambda qkv: alone(batch, None, tuple(x.float() for x in qkv)), lambda qkv: run(batch, "sdpa", None, qkv)):
+        qkv = tuple(x.detach().bfloat16().requires_grad_() for x in random_qkv(batch.n_packed))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(results)):
+            out = compute(qkv)
+        out.float().square().sum().backward()
+        results.append([out.detach().float(), *(x.grad.float() for x in qkv)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2**-6, atol=2**-6)
+
+
 def test_masks_are_built_once_for_all_layers() -> None:
     batch = pack(CASES["tree_paths"](), tokens_per_microbatch=1000)[0]
     mask = TreeMask(batch.subtree_end, batch.position_ids)
