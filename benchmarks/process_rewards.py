@@ -59,7 +59,7 @@ def write_job(folder: Path, arguments: argparse.Namespace) -> Path:
         f"""
 out: {folder}
 model: {{path: "builtin:smollm2-135m", dtype: {arguments.dtype}}}
-task: {{name: deduction, args: {{hops: [1, {arguments.hops}], style: text}}}}
+task: {{name: deduction, args: {{hops: [1, {arguments.hops}], style: text, instruction: ""}}}}
 rollout: {{max_new_tokens: 128, max_context: 640, kv_cache_gb: 1}}
 learner: {{lr: 2.0e-5, tokens_per_microbatch: 2048}}
 tracking: {{wandb: "off", terminal: plain}}
