@@ -124,7 +124,7 @@ def fine_tune(job: Path, folder: Path, gold: Path, arguments: argparse.Namespace
 
 def write_job(folder: Path, gold: Path, arguments: argparse.Namespace) -> Path:
     """The job that all stages share."""
-    job = folder / "job.yaml"
+    job, most = folder / "job.yaml", arguments.value_steps or "null"
     job.write_text(
         f"""
 out: {folder}
@@ -149,7 +149,7 @@ rounds:
   phases:
     search: {{search: {{settings: {{paths: {arguments.paths}, sample_moves: true}}}}}}
     policy: {{learner: {{lr: 3.0e-4, lr_schedule: cosine}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
-    value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine}}, supervised: {{epochs: {arguments.value_epochs}}}}}
+    value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine}}, supervised: {{epochs: {arguments.value_epochs}, max_steps: {most}}}}}
 """
     )
     return job
@@ -314,6 +314,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=300, help="training hands searched a round, the first so many")
     parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
     parser.add_argument("--value-epochs", type=int, default=3, help="of the value model in each round")
+    parser.add_argument("--value-steps", type=int, help="and of at most so many training steps")
     parser.add_argument("--judged-questions", type=int, default=1073, help="training hands whose steps are labelled, the first so many")
     parser.add_argument("--judged-samples", type=int, default=12, help="of each")
     parser.add_argument("--first-steps", type=int, default=16, help="and of each hand so many first steps, half of them right")
