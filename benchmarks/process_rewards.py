@@ -110,12 +110,13 @@ def label(job: Path, folder: Path, policy: str, arguments: argparse.Namespace) -
 def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The fine-tuned policy, the labels and the process reward model, with what each cost and how good it is."""
     lengths = "supervised.max_tokens=640"
-    stop = [f"supervised.max_steps={arguments.sft_steps}", f"learner.lr={arguments.sft_lr}"]
-    _, sft = reasoner("train", job, ["name=sft", "kind=sft", "supervised.data=[task]", "supervised.batch=32", lengths, *stop])
+    shared = ["supervised.batch=32", lengths, f"learner.lr={arguments.lr}", "trainer.eval_every=0"]
+    gold = ["kind=sft", "supervised.data=[task]", f"supervised.max_steps={arguments.sft_steps}", "supervised.held_out_fraction=0.01"]
+    _, sft = reasoner("train", job, ["name=sft", *gold, *shared])
     policy = f"model.path={folder / 'sft' / 'model'}"
     labels, labelled = label(job, folder, policy, arguments)
-    heads = ["kind=prm", f"supervised.data=[{labels}]", "supervised.held_out_fraction=0.15", "supervised.batch=32", lengths]
-    _, trained = reasoner("train", job, ["name=prm", policy, *heads, "supervised.epochs=2", "learner.critic_lr=1e-3"])
+    heads = ["kind=prm", f"supervised.data=[{labels}]", "supervised.held_out_fraction=0.15", "supervised.epochs=2"]
+    _, trained = reasoner("train", job, ["name=prm", policy, *heads, "learner.critic_lr=1e-3", *shared])
     curves = {name: curve(folder / "prm", f"eval/{name}") for name in ("auc", "accuracy", "majority", "loss", "steps")}
     last = {f"held-out {name}": values[max(values)] for name, values in curves.items() if values}
     return {"minutes of sft": sft, "minutes of labelling": labelled, "minutes of the reward model": trained, **last}
@@ -156,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hops", type=int, default=2)
     parser.add_argument("--sft-steps", type=int, default=60, help="few enough that the policy still errs")
-    parser.add_argument("--sft-lr", type=float, default=2e-5)
+    parser.add_argument("--lr", type=float, default=2e-5, help="of fine-tuning and of the reward model; PPO has its own")
     parser.add_argument("--labels", default="math_shepherd", choices=["math_shepherd", "exact"])
     parser.add_argument("--questions", type=int, default=200, help="questions whose solutions are labelled")
     parser.add_argument("--steps", type=int, default=40)
@@ -170,7 +171,7 @@ def main() -> None:
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     job = write_job(folder, arguments)
-    made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "sft_lr", "labels", "questions", "dtype")}
+    made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "lr", "labels", "questions", "dtype")}
     reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
     loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
     models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=1e-5", "learner.critic_lr=1e-3"]
