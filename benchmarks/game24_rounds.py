@@ -296,7 +296,7 @@ def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> d
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
     looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "learner.lr=1e-4", "learner.critic_lr=1e-3"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
-    figures = compare(job, models, [*sizes, *looks], arguments.seeds, arguments)
+    figures = compare(job, "number_game", models, [*sizes, *looks, NO_SCORER[1]], arguments.seeds, arguments)
     return {f"PPO, {name}": values for name, values in figures.items()}
 
 

@@ -31,7 +31,7 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 ROOT = Path(__file__).parent.parent
 TRANSFORMS = ("minimum", "difference", "shaping", "raw")
 LAST = 5
-"""Steps at a run's end whose training rewards are told as one figure: of many more answers than an evaluation has questions."""
+"""Steps at a run's end whose training answers are told as one figure: many more than an evaluation has questions."""
 
 
 def reasoner(command: str, job: Path, overrides: list[str]) -> tuple[str, float]:
@@ -123,11 +123,11 @@ def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -
 
 
 def compare(
-    job: Path, models: tuple[Path, Path], options: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
+    job: Path, scorer: str, models: tuple[Path, Path], options: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then.
 
-    ``models`` are the policy and the process reward model, ``options`` of the job what all runs share; ``arguments`` has
+    ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share; ``arguments`` has
     ``transforms``, ``weight`` and ``dtype``.
     """
     policy, judge = models
@@ -140,11 +140,11 @@ def compare(
         for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
             name = f"ppo-{side}-{seed}"
             _, minutes = reasoner("train", job, [f"name={name}", f"seed={seed}", f"model.path={policy}", *options, *extra])
-            accuracy, reward = curve(job.parent / name, "eval/accuracy"), curve(job.parent / name, "reward/mean")
+            accuracy, earned = curve(job.parent / name, f"eval/{scorer}"), curve(job.parent / name, f"reward/{scorer}")
             if side == "outcome":
                 figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
             figures.setdefault(f"{side}: accuracy", []).append(100 * accuracy[max(accuracy)])
-            figures.setdefault(f"{side}: reward of the last steps", []).append(fmean(list(reward.values())[-LAST:]))
+            figures.setdefault(f"{side}: sampled accuracy in the last steps", []).append(100 * fmean(list(earned.values())[-LAST:]))
             figures.setdefault(f"{side}: minutes", []).append(minutes)
             for metric in ("correlation", "gap", "steps"):
                 values = curve(job.parent / name, f"process/{metric}")
@@ -175,7 +175,7 @@ def main() -> None:
     reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
     loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
     models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=1e-5", "learner.critic_lr=1e-3"]
-    figures = compare(job, models, [*loop, *rates], range(1, arguments.seeds + 1), arguments) if arguments.seeds else {}
+    figures = compare(job, "deduction", models, [*loop, *rates], range(1, arguments.seeds + 1), arguments) if arguments.seeds else {}
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
 
