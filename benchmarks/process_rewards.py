@@ -127,8 +127,8 @@ def compare(
 ) -> dict[str, list[float]]:
     """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then.
 
-    ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share; ``arguments`` has
-    ``transforms``, ``weight`` and ``dtype``.
+    ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
+    ``arguments`` has ``transforms``, ``weight`` and ``dtype``.
     """
     policy, judge = models
     sides: dict[str, list[str]] = {"outcome": []}
