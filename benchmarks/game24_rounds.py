@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record
-from benchmarks._runs import kept
+from benchmarks._runs import kept, trained
 from benchmarks.process_rewards import ROOT, TRANSFORMS, compare, exact_labels, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
@@ -109,15 +109,15 @@ def write_plays(file: Path, number: int) -> int:
 
 
 def fine_tune(job: Path, folder: Path, gold: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """The policy that all else begins with: RUN/sft."""
+    """The policy that all else begins with: RUN/sft. A finished RUN/plays is taken as it is."""
     plays = folder / "plays.jsonl"
     figures = {"plays": float(write_plays(plays, arguments.plays))}
     for name, start, data, epochs, lr in (("plays", "start", plays, 1, 1e-3), ("sft", "plays/model", gold, arguments.epochs, 5e-4)):
         options = ["kind=sft", f"name={name}", f"model.path={folder / start}", f"supervised.data=[{data}]", f"supervised.epochs={epochs}"]
-        _, minutes = reasoner("train", job, [*options, f"learner.lr={lr}", "learner.lr_schedule=cosine"])
-        rows = read_jsonl(folder / name / METRICS_FILE)
+        run = trained(job, [*options, f"learner.lr={lr}", "learner.lr_schedule=cosine"])
+        rows = read_jsonl(run / METRICS_FILE)
         speeds = [row["learner/tokens_per_s"] for row in rows if "learner/tokens_per_s" in row]
-        figures |= {f"{name}: minutes": minutes, f"{name}: tokens a second": sum(speeds) / len(speeds)}
+        figures |= {f"{name}: minutes": rows[-1]["time/minutes"], f"{name}: tokens a second": sum(speeds) / len(speeds)}
         figures |= {f"{name}: held-out loss": row["eval/loss"] for row in rows if "eval/loss" in row}  # the last one; few hold none out
     return figures
 
@@ -136,8 +136,8 @@ supervised: {{batch: 64, max_tokens: 160, held_out_fraction: 0.02}}
 trainer: {{eval_every: 100, checkpoint_every: 0}}
 tracking: {{wandb: "off", terminal: plain}}
 search:
-  method: mcts_alpha
-  settings: {{width: 6, simulations: 4}}
+  method: beam
+  settings: {{paths: {arguments.paths}, width: 4}}
   step_tokens: 40
   depth: 5
   scorer: {{name: prm, args: {{kept_tokens: 65536}}}}
@@ -147,7 +147,6 @@ rounds:
   questions: {arguments.questions}
   samples: {arguments.samples}
   phases:
-    search: {{search: {{settings: {{paths: {arguments.paths}, sample_moves: true}}}}}}
     policy: {{learner: {{lr: 3.0e-4, lr_schedule: cosine}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
     value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine}}, supervised: {{epochs: {arguments.value_epochs}, max_steps: {most}}}}}
 """
@@ -309,7 +308,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--plays", type=int, default=40_000, help="games with other targets, for arithmetic")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning on solutions before the rounds")
     parser.add_argument("--epochs-a-round", type=int, default=1, help="of the policy")
-    parser.add_argument("--paths", type=int, default=2, help="solutions that a search in training finds of a hand at most")
+    parser.add_argument("--paths", type=int, default=2, help="solutions that a search in rounds finds of a hand at most")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=300, help="training hands searched a round, the first so many")
     parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
