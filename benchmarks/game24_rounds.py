@@ -147,8 +147,8 @@ rounds:
   questions: {arguments.questions}
   samples: {arguments.samples}
   phases:
-    policy: {{learner: {{lr: 3.0e-4, lr_schedule: cosine}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
-    value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine}}, supervised: {{epochs: {arguments.value_epochs}, max_steps: {most}}}}}
+    policy: {{learner: {{lr: 3.0e-4, lr_schedule: cosine, warmup_steps: 5}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
+    value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine, warmup_steps: 10}}, supervised: {{epochs: {arguments.value_epochs}, max_steps: {most}}}}}
 """
     )
     return job
@@ -203,7 +203,11 @@ def learn_gold(job: Path, folder: Path, gold: Path, policy: dict[str, str], argu
             steps = read_jsonl(folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" / METRICS_FILE)[-1]["step"]
             learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}", "learner.lr_schedule=cosine"]
             name = f"control-seed{seed}-{number}"
-            reasoner("train", job, ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={model}", "learner.lr=3e-4", *learn])
+            reasoner(
+                "train",
+                job,
+                ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={model}", "learner.lr=3e-4", "learner.warmup_steps=5", *learn],
+            )
             model = folder / name / "model"
             reasoner("search", job, [f"name={name}-greedy", f"model.path={model}", "search.method=greedy", *NO_SCORER])
             found = [search["correct"] for search in read_results(folder / f"{name}-greedy" / "search" / "results.jsonl")]
