@@ -147,8 +147,12 @@ rounds:
   questions: {arguments.questions}
   samples: {arguments.samples}
   phases:
-    policy: {{learner: {{lr: 3.0e-4, lr_schedule: cosine, warmup_steps: 5}}, supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}}}
-    value: {{learner: {{lr: 5.0e-4, lr_schedule: cosine, warmup_steps: 10}}, supervised: {{epochs: {arguments.value_epochs}, max_steps: {most}}}}}
+    policy:
+      learner: {{lr: 3.0e-4, lr_schedule: cosine, warmup_steps: 5}}
+      supervised: {{data: [{gold}], epochs: {arguments.epochs_a_round}}}
+    value:
+      learner: {{lr: 5.0e-4, lr_schedule: cosine, warmup_steps: 5}}
+      supervised: {{epochs: {arguments.value_epochs}, max_steps: {most}}}
 """
     )
     return job
@@ -201,13 +205,10 @@ def learn_gold(job: Path, folder: Path, gold: Path, policy: dict[str, str], argu
         figures, model = {}, folder / "sft" / "model"
         for number in range(1, arguments.rounds + 1):
             steps = read_jsonl(folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" / METRICS_FILE)[-1]["step"]
-            learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}", "learner.lr_schedule=cosine"]
+            learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}"]
+            learn += ["learner.lr=3e-4", "learner.lr_schedule=cosine", "learner.warmup_steps=5"]
             name = f"control-seed{seed}-{number}"
-            reasoner(
-                "train",
-                job,
-                ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={model}", "learner.lr=3e-4", "learner.warmup_steps=5", *learn],
-            )
+            reasoner("train", job, ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={model}", *learn])
             model = folder / name / "model"
             reasoner("search", job, [f"name={name}-greedy", f"model.path={model}", "search.method=greedy", *NO_SCORER])
             found = [search["correct"] for search in read_results(folder / f"{name}-greedy" / "search" / "results.jsonl")]
