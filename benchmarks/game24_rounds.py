@@ -136,8 +136,8 @@ supervised: {{batch: 64, max_tokens: 160, held_out_fraction: 0.02}}
 trainer: {{eval_every: 100, checkpoint_every: 0}}
 tracking: {{wandb: "off", terminal: plain}}
 search:
-  method: beam
-  settings: {{paths: {arguments.paths}, width: 4}}
+  method: best_of_n
+  settings: {{paths: {arguments.paths}}}
   step_tokens: 40
   depth: 5
   scorer: {{name: prm, args: {{kept_tokens: 65536}}}}
@@ -313,7 +313,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--plays", type=int, default=40_000, help="games with other targets, for arithmetic")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning on solutions before the rounds")
     parser.add_argument("--epochs-a-round", type=int, default=1, help="of the policy")
-    parser.add_argument("--paths", type=int, default=2, help="solutions that a search in rounds finds of a hand at most")
+    parser.add_argument("--paths", type=int, default=12, help="solutions of a hand that a search in rounds samples and values")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--questions", type=int, default=300, help="training hands searched a round, the first so many")
     parser.add_argument("--samples", type=int, default=8, help="of each, for the first value model")
