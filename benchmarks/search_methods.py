@@ -310,7 +310,9 @@ def main() -> None:
         ray.shutdown()
     settings = {"job": f"jobs/search/{args.job.name}" if args.task else str(args.job), "overrides": args.overrides, "seeds": args.seeds}
     record(args.name, settings={**settings, "items": config.search.items, "tokens": args.tokens, "sizes": args.sizes}, figures=figures)
-    title = f"{config.task.name}, {Path(config.model.path).parent.name or config.model.path}, steps valued by {config.search.scorer.name}"
+    model = Path(config.model.path)
+    run = model.parent.name if model.name == "model" else model.name  # RUN/model
+    title = f"{config.task.name}, {run}, steps valued by {config.search.scorer.name}"
     for rows, name in zip(figures.values(), (args.name, f"{args.name}_equal_tokens"), strict=True):
         if rows:
             draw(rows, RESULTS / f"{name}.png", title)
