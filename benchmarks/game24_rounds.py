@@ -40,9 +40,9 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
 STAGES = ("sft", "rounds", "control", "judge", "methods", "rewards")
-NO_SCORER = ("search.settings={}", "search.scorer={name: likelihood}")
+NO_SCORER = "search.scorer={name: likelihood}"
 FIGURES = {
-    "eval/accuracy": "the bare policy, %",
+    "eval/accuracy": "the bare policy, greedy, %",
     "eval/tokens": "the bare policy, tokens a hand",
     "searched/accuracy": "with search, %",
     "searched/tokens": "with search, generated tokens a hand",
@@ -183,9 +183,13 @@ def learn_by_search(job: Path, folder: Path, policy: dict[str, str], arguments: 
                 if key in row:
                     scale = 100 if said.endswith("%") else 1
                     figures.setdefault(f"round {row['step']}: {said}", []).append(scale * row[key])
-        for before, after in pairwise(records):
-            gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
-            figures.setdefault(f"round {after['step']}: gain of the bare policy, points", []).append(gain)
+        samples = [sampled(runs[-1] / f"round-{row['step']:02d}" / "searched") for row in records]
+        for row, found in zip(records, samples, strict=True):
+            for key, value in found.items():
+                figures.setdefault(f"round {row['step']}: the bare policy, {key}", []).append(value)
+        for number, (before, after) in enumerate(pairwise(samples), 1):
+            gain = after["sampled, %"] - before["sampled, %"]
+            figures.setdefault(f"round {number}: gain of the bare policy, sampled, points", []).append(gain)
     plot_runs(runs, RESULTS / f"{arguments.name}_rounds.png", ["eval/accuracy", "searched/accuracy"])
     return figures
 
@@ -198,26 +202,34 @@ def finish(job: Path, overrides: list[str], run: Path) -> None:
         raise SystemExit(f"the rounds in {run} failed; see what they printed above")
 
 
+def sampled(search: Path) -> dict[str, float]:
+    """How often plain samples of a policy are right, and how many hands some of them solves, in percent, by a search of such samples."""
+    hands = [[solution["correct"] for solution in found["solutions"]] for found in read_results(search / "search" / "results.jsonl")]
+    right, drawn = sum(map(sum, hands)), sum(map(len, hands))
+    return {"sampled, %": 100 * right / drawn, "some sample right, %": 100 * sum(map(any, hands)) / len(hands)}
+
+
 def learn_gold(job: Path, folder: Path, gold: Path, policy: dict[str, str], arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """What the bare policy comes to with as many training steps as its rounds had, on the gold solutions that it knows already."""
+    """What the bare policy comes to with as many training steps as all its rounds had, on the gold solutions that it knows already."""
 
     def train(seed: int) -> dict[str, float]:
-        figures, model = {}, folder / "sft" / "model"
-        for number in range(1, arguments.rounds + 1):
-            steps = read_jsonl(folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" / METRICS_FILE)[-1]["step"]
-            learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}"]
-            learn += ["learner.lr=3e-4", "learner.lr_schedule=cosine", "learner.warmup_steps=5"]
-            name = f"control-seed{seed}-{number}"
-            reasoner("train", job, ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={model}", *learn])
-            model = folder / name / "model"
-            reasoner("search", job, [f"name={name}-greedy", f"model.path={model}", "search.method=greedy", *NO_SCORER])
-            found = [search["correct"] for search in read_results(folder / f"{name}-greedy" / "search" / "results.jsonl")]
-            figures[f"gold alone, round {number}: the bare policy, %"] = 100 * sum(found) / len(found)
-        return figures
+        rounds = [folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" for number in range(1, arguments.rounds + 1)]
+        steps = sum(read_jsonl(run / METRICS_FILE)[-1]["step"] for run in rounds)
+        learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}"]
+        learn += ["learner.lr=3e-4", "learner.lr_schedule=cosine", "learner.warmup_steps=5"]
+        name = f"control-seed{seed}"
+        reasoner("train", job, ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={folder / 'sft' / 'model'}", *learn])
+        figures = {}
+        for kind, method in (("greedy", "greedy"), ("searched", "self_consistency")):
+            settings = "search.settings={}" if kind == "greedy" else f"search.settings={{paths: {arguments.paths}}}"
+            model = [f"name={name}-{kind}", f"seed={seed}", f"model.path={folder / name / 'model'}"]
+            reasoner("search", job, [*model, f"search.method={method}", settings, NO_SCORER])
+            figures[kind] = sampled(folder / f"{name}-{kind}")
+        return {"greedy, %": figures["greedy"]["sampled, %"], **figures["searched"]}
 
-    settings = {**policy, "rounds": arguments.rounds}
+    settings = {**policy, "rounds": arguments.rounds, "paths": arguments.paths}
     made = [kept(folder / f"control-seed{seed}.json", settings, partial(train, seed)) for seed in arguments.seeds]
-    return {name: [figures[name] for figures in made] for name in made[0]}
+    return {f"as many steps on gold alone: the bare policy, {name}": [figures[name] for figures in made] for name in made[0]}
 
 
 def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -300,7 +312,7 @@ def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> d
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
     looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "learner.lr=1e-4", "learner.critic_lr=1e-3"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
-    figures = compare(job, "number_game", models, [*sizes, *looks, NO_SCORER[1]], arguments.seeds, arguments)
+    figures = compare(job, "number_game", models, [*sizes, *looks, NO_SCORER], arguments.seeds, arguments)
     return {f"PPO, {name}": values for name, values in figures.items()}
 
 
