@@ -18,8 +18,6 @@ FREE = ("name", "out", "trainer.steps", "tracking")
 
 BY_DATA = ("sft", "prm", "value")
 """Kinds whose number of steps follows from their data, not from ``trainer.steps``."""
-UNREAD = ("search", "rounds", "labels")
-"""Sections that say nothing to those kinds."""
 
 
 def trained(job: Path, options: list[str], grows: bool = True) -> Path:
@@ -82,8 +80,6 @@ def _is_begun(config: JobConfig) -> bool:
 def _hold_equal(config: JobConfig, what: str, free: tuple[str, ...]) -> None:
     """Raises ``ConfigError``, with ``what``, where the run's own configuration differs from ``config`` in more than is ``free``."""
     run = config.run_dir
-    if config.kind in BY_DATA:
-        free = (*free, *UNREAD)
     if not config.rollout.stop:
         free = (*free, "rollout.stop")  # a run writes down those of its task
     there, wanted = (dict(_leaves(c.model_dump(mode="json"))) for c in (load_config(run / "config.yaml"), config))

@@ -2,10 +2,13 @@
 
 A Llama of a few million weights with a tokenizer of the game's own learns to compute from games with other targets than 24, then
 solutions of a part of the training hands (kind sft, twice).
-Then, each by a command of the system and over several seeds: rounds of search in training (kind rounds; before the first one a value
-model learns from plain samples); what as many training steps on the gold solutions alone come to; a process reward model of the
-fine-tuned policy's own steps, labelled by the exact check; every search method at equal generated tokens on the held-out hands with these
-two (``benchmarks.search_methods``); and PPO with the process rewards of that model, against PPO with the outcome alone.
+Then, each by a command of the system: over several seeds, rounds of search in training (kind rounds; before the first one a value model
+learns from plain samples), and what as many training steps on the gold solutions alone come to; a process reward model of the fine-tuned
+policy's own steps, labelled by the exact check; and over several seeds every search method at equal generated tokens on the held-out hands
+with these two (``benchmarks.search_methods``), and PPO with that model's process rewards against PPO with the outcome alone.
+
+The rounds search by best-of-N: while the policy hardly ever makes 24, the value model has seen few right solutions, and a tree search that
+prunes by it finds fewer than plain samples do. The value chooses a search's answer; every right path of it is learnt.
 
     python -m benchmarks.game24_rounds                  # hours on two cores, not timed yet
     python -m benchmarks.game24_rounds --tiny           # minutes: whether everything runs; its figures mean nothing
@@ -26,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record
-from benchmarks._runs import kept, trained
+from benchmarks._runs import kept
 from benchmarks.process_rewards import ROOT, TRANSFORMS, compare, exact_labels, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
@@ -39,7 +42,7 @@ from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
-STAGES = ("sft", "rounds", "control", "judge", "methods", "rewards")
+STAGES = ("plays", "sft", "rounds", "control", "judge", "methods", "rewards")
 NO_SCORER = "search.scorer={name: likelihood}"
 FIGURES = {
     "eval/accuracy": "the bare policy, greedy, %",
@@ -108,18 +111,14 @@ def write_plays(file: Path, number: int) -> int:
     return write_solutions(file, chosen)
 
 
-def fine_tune(job: Path, folder: Path, gold: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """The policy that all else begins with: RUN/sft. A finished RUN/plays is taken as it is."""
-    plays = folder / "plays.jsonl"
-    figures = {"plays": float(write_plays(plays, arguments.plays))}
-    for name, start, data, epochs, lr in (("plays", "start", plays, 1, 1e-3), ("sft", "plays/model", gold, arguments.epochs, 5e-4)):
-        options = ["kind=sft", f"name={name}", f"model.path={folder / start}", f"supervised.data=[{data}]", f"supervised.epochs={epochs}"]
-        run = trained(job, [*options, f"learner.lr={lr}", "learner.lr_schedule=cosine"])
-        rows = read_jsonl(run / METRICS_FILE)
-        speeds = [row["learner/tokens_per_s"] for row in rows if "learner/tokens_per_s" in row]
-        figures |= {f"{name}: minutes": rows[-1]["time/minutes"], f"{name}: tokens a second": sum(speeds) / len(speeds)}
-        figures |= {f"{name}: held-out loss": row["eval/loss"] for row in rows if "eval/loss" in row}  # the last one; few hold none out
-    return figures
+def fine_tune(job: Path, name: str, start: Path, data: Path, epochs: int, lr: float) -> dict[str, float]:
+    """A model that learns the solutions of ``data``: RUN/NAME."""
+    options = ["kind=sft", f"name={name}", f"model.path={start}", f"supervised.data=[{data}]", f"supervised.epochs={epochs}"]
+    _, minutes = reasoner("train", job, [*options, f"learner.lr={lr}", "learner.lr_schedule=cosine"])
+    rows = read_jsonl(job.parent / name / METRICS_FILE)
+    speeds = [row["learner/tokens_per_s"] for row in rows if "learner/tokens_per_s" in row]
+    figures = {f"{name}: minutes": minutes, f"{name}: tokens a second": sum(speeds) / len(speeds)}
+    return figures | {f"{name}: held-out loss": row["eval/loss"] for row in rows if "eval/loss" in row}  # the last; few hold none out
 
 
 def write_job(folder: Path, gold: Path, arguments: argparse.Namespace) -> Path:
@@ -183,7 +182,7 @@ def learn_by_search(job: Path, folder: Path, policy: dict[str, str], arguments: 
                 if key in row:
                     scale = 100 if said.endswith("%") else 1
                     figures.setdefault(f"round {row['step']}: {said}", []).append(scale * row[key])
-        samples = [sampled(runs[-1] / f"round-{row['step']:02d}" / "searched") for row in records]
+        samples = [sampled(runs[-1] / f"round-{row['step']:02d}" / "searched", arguments.paths) for row in records]
         for row, found in zip(records, samples, strict=True):
             for key, value in found.items():
                 figures.setdefault(f"round {row['step']}: the bare policy, {key}", []).append(value)
@@ -202,33 +201,33 @@ def finish(job: Path, overrides: list[str], run: Path) -> None:
         raise SystemExit(f"the rounds in {run} failed; see what they printed above")
 
 
-def sampled(search: Path) -> dict[str, float]:
-    """How often plain samples of a policy are right, and how many hands some of them solves, in percent, by a search of such samples."""
+def sampled(search: Path, samples: int) -> dict[str, float]:
+    """How often plain samples of a policy are right, and how many hands some of them solves, in percent, by a search of so many a hand."""
     hands = [[solution["correct"] for solution in found["solutions"]] for found in read_results(search / "search" / "results.jsonl")]
-    right, drawn = sum(map(sum, hands)), sum(map(len, hands))
-    return {"sampled, %": 100 * right / drawn, "some sample right, %": 100 * sum(map(any, hands)) / len(hands)}
+    drawn = samples * len(hands)  # some were cut and are no solutions
+    return {"sampled, %": 100 * sum(map(sum, hands)) / drawn, "some sample right, %": 100 * sum(map(any, hands)) / len(hands)}
 
 
 def learn_gold(job: Path, folder: Path, gold: Path, policy: dict[str, str], arguments: argparse.Namespace) -> dict[str, list[float]]:
     """What the bare policy comes to with as many training steps as all its rounds had, on the gold solutions that it knows already."""
 
-    def train(seed: int) -> dict[str, float]:
-        rounds = [folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" for number in range(1, arguments.rounds + 1)]
-        steps = sum(read_jsonl(run / METRICS_FILE)[-1]["step"] for run in rounds)
+    def train(seed: int, steps: int) -> dict[str, float]:
         learn = [f"supervised.data=[{gold}]", "supervised.epochs=1000", f"supervised.max_steps={steps}"]
         learn += ["learner.lr=3e-4", "learner.lr_schedule=cosine", "learner.warmup_steps=5"]
         name = f"control-seed{seed}"
         reasoner("train", job, ["kind=sft", f"name={name}", f"seed={seed}", f"model.path={folder / 'sft' / 'model'}", *learn])
-        figures = {}
-        for kind, method in (("greedy", "greedy"), ("searched", "self_consistency")):
-            settings = "search.settings={}" if kind == "greedy" else f"search.settings={{paths: {arguments.paths}}}"
-            model = [f"name={name}-{kind}", f"seed={seed}", f"model.path={folder / name / 'model'}"]
-            reasoner("search", job, [*model, f"search.method={method}", settings, NO_SCORER])
-            figures[kind] = sampled(folder / f"{name}-{kind}")
-        return {"greedy, %": figures["greedy"]["sampled, %"], **figures["searched"]}
+        model, figures = [f"seed={seed}", f"model.path={folder / name / 'model'}", NO_SCORER], {}
+        for method, settings, samples in (("greedy", "{}", 1), ("self_consistency", f"{{paths: {arguments.paths}}}", arguments.paths)):
+            reasoner("search", job, [f"name={name}-{method}", *model, f"search.method={method}", f"search.settings={settings}"])
+            figures[method] = sampled(folder / f"{name}-{method}", samples)
+        return {"greedy, %": figures["greedy"]["sampled, %"], **figures["self_consistency"]}
 
-    settings = {**policy, "rounds": arguments.rounds, "paths": arguments.paths}
-    made = [kept(folder / f"control-seed{seed}.json", settings, partial(train, seed)) for seed in arguments.seeds]
+    made = []
+    for seed in arguments.seeds:
+        rounds = [folder / f"rounds-seed{seed}" / f"round-{number:02d}" / "policy" for number in range(1, arguments.rounds + 1)]
+        steps = sum(read_jsonl(run / METRICS_FILE)[-1]["step"] for run in rounds)
+        settings = {**policy, **settings_of(arguments, "paths", "held_out"), "steps": steps}
+        made.append(kept(folder / f"control-seed{seed}.json", settings, partial(train, seed, steps)))
     return {f"as many steps on gold alone: the bare policy, {name}": [figures[name] for figures in made] for name in made[0]}
 
 
@@ -237,8 +236,9 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     policy, labels = f"model.path={folder / 'sft' / 'model'}", folder / "labels.jsonl"
     results, sampling = sample(job, "samples", policy, arguments.judged_questions, arguments.judged_samples)
     counts = write_labels(results, labels, arguments.first_steps, arguments.second_steps)
+    lines = ['supervised.separator="\\n"', "supervised.end_of_text=false", "supervised.held_out_fraction=0.05"]
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
-    _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, "supervised.held_out_fraction=0.05", *learn])
+    _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, *lines, *learn])
     last: dict[str, Any] = next((row for row in reversed(read_jsonl(folder / "judge" / METRICS_FILE)) if "eval/loss" in row), {})
     figures: dict[str, Any] = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
     figures |= {f"held-out {name}": last.get(f"eval/{name}") for name in ("auc", "accuracy", "majority", "steps")}
@@ -263,7 +263,7 @@ def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0) -
 
 
 def step_records(item: Item, source: random.Random, first: int, second: int) -> list[dict[str, Any]]:
-    """Beginnings of solutions of a hand, whose last line is right, or wrong and all before it right."""
+    """Beginnings of solutions of a hand, whose last line is right, or wrong and all before it right; each line ends as in a solution."""
     terms, target = tuple(Term(Fraction(n), str(n)) for n in item.info["numbers"]), item.info["target"]
     about = {"question": item.id, "prompt": item.prompt}
     records = []
@@ -276,7 +276,7 @@ def step_records(item: Item, source: random.Random, first: int, second: int) -> 
         line, left, _ = source.choice(begun)
         options = [move for move in moves_of(left, target) if move[2] is (i % 2 == 0)]
         if options:
-            records.append({**about, "steps": [f"{line}\n", f"{source.choice(options)[0]}\n"], "labels": [1, int(i % 2 == 0)]})
+            records.append({**about, "steps": [line, f"{source.choice(options)[0]}\n"], "labels": [1, int(i % 2 == 0)]})
     return records
 
 
@@ -373,11 +373,17 @@ def main() -> None:
         if name in arguments.stages or file.is_file():
             figures.update(kept(file, settings, make))
 
-    def train_policy() -> dict[str, float]:
+    def play() -> dict[str, float]:
         make_model(folder / "start", items, width=arguments.width, layers=arguments.layers, seed=0)
-        return fine_tune(job, folder, gold, arguments)
+        plays = folder / "plays.jsonl"
+        return {"plays": write_plays(plays, arguments.plays)} | fine_tune(job, "plays", folder / "start", plays, 1, 1e-3)
 
-    stage("sft", settings_of(arguments, "width", "layers", "solutions", "taught", "plays", "epochs"), train_policy)
+    def train_policy() -> dict[str, float]:
+        return fine_tune(job, "sft", folder / "plays" / "model", gold, arguments.epochs, 5e-4)
+
+    of_plays = settings_of(arguments, "width", "layers", "solutions", "plays")
+    stage("plays", of_plays, play)
+    stage("sft", of_plays | settings_of(arguments, "taught", "epochs"), train_policy)
     policy = {"policy": fingerprint(resolve_model(str(folder / "sft" / "model")))}
     if "rounds" in arguments.stages:
         figures |= learn_by_search(job, folder, policy, arguments)

@@ -125,7 +125,8 @@ def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -
 def compare(
     job: Path, scorer: str, models: tuple[Path, Path], options: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Held-out accuracy at the start and at the end of each run, in percentage points, and what its scores were worth by then.
+    """Held-out accuracy at the start and at the end of each run, in percent, that of its last samples of training questions, and what its
+    scores were worth by then.
 
     ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
     ``arguments`` has ``transforms``, ``weight`` and ``dtype``.
@@ -134,7 +135,7 @@ def compare(
     sides: dict[str, list[str]] = {"outcome": []}
     for transform in arguments.transforms:
         args = f"args: {{model: {judge}, dtype: {arguments.dtype}}}"
-        sides[transform] = [f'scoring.process={{{args}, separator: "\n", transform: {transform}, weight: {arguments.weight}}}']
+        sides[transform] = [f'scoring.process={{{args}, separator: "\\n", transform: {transform}, weight: {arguments.weight}}}']
     figures: dict[str, list[float]] = {}
     for seed in seeds:
         for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
@@ -144,7 +145,9 @@ def compare(
             if side == "outcome":
                 figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
             figures.setdefault(f"{side}: accuracy", []).append(100 * accuracy[max(accuracy)])
-            figures.setdefault(f"{side}: sampled accuracy in the last steps", []).append(100 * fmean(list(earned.values())[-LAST:]))
+            figures.setdefault(f"{side}: sampled accuracy on training questions in the last steps", []).append(
+                100 * fmean(list(earned.values())[-LAST:])
+            )
             figures.setdefault(f"{side}: minutes", []).append(minutes)
             for metric in ("correlation", "gap", "steps"):
                 values = curve(job.parent / name, f"process/{metric}")

@@ -27,18 +27,6 @@ def test_a_finished_run_of_a_language_agent_is_taken_as_it_is(tiny_model_dir: Pa
         trained(JOB, [*options, "rollout.stop=[x]"])
 
 
-def test_a_finished_fine_tuning_does_not_depend_on_how_its_model_is_searched_with(tmp_path: Path) -> None:
-    job, options = JOB.parent.parent / "prm" / "sft_laptop.yaml", [f"out={tmp_path}"]
-    config = load_config(job, options)
-    run = config.run_dir
-    (run / "model").mkdir(parents=True)
-    (run / "config.yaml").write_text(to_yaml(config))
-    (run / "metrics.jsonl").write_text('{"step": 30}\n')
-    assert trained(job, [*options, "search.items=7", "rounds.n=5"]) == run
-    with pytest.raises(ConfigError, match=r"was trained otherwise \(supervised\.epochs: .*, not 9"):
-        trained(job, [*options, "search.items=7", "supervised.epochs=9"])
-
-
 def test_what_is_kept_says_how_it_was_made(tmp_path: Path) -> None:
     file, made = tmp_path / "figures.json", list[int]()
 

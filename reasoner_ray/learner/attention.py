@@ -127,7 +127,7 @@ def tree_attention(
     if tree.is_chain and sliding_window is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling).transpose(1, 2), None
     # The backward pass of short blocks in bfloat16 takes several times as long on a CPU (torch 2.13, with AMX).
-    if value.device.type == "cpu" and value.requires_grad and value.dtype is not torch.float32:
+    if value.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):  # or it would be cast back
             return _by_blocks(query.float(), key.float(), value.float(), tree, scaling, sliding_window).to(value.dtype), None
     return _by_blocks(query, key, value, tree, scaling, sliding_window), None
