@@ -103,6 +103,9 @@ def search(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
     config, task, tokenizer = load_task(config)
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"episode": "search_solutions"})})
     items = search_items(config, task)
+    if config.rollout.temperature not in (1.0, config.search.temperature):
+        told = "searches sample at search.temperature=%g; rollout.temperature=%g says nothing to them"
+        log.warning(told, config.search.temperature, config.rollout.temperature)
     config = new_name(config) if if_exists == "new" else config
     folder, began = prepare_folder(config, if_exists), time.perf_counter()
     with ResultsFile(folder / RESULTS_FILE) as file:

@@ -48,7 +48,7 @@ class SearchConfig(Section):
     )
     step_tokens: int = Field(64, ge=1, description="tokens within which a step must end")
     depth: int = Field(32, ge=1, description="steps a solution may have")
-    temperature: float = Field(1.0, gt=0, le=2)
+    temperature: float = Field(1.0, gt=0, le=2, description="of the samples of a search; rollout.temperature is that of plain rollouts")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: no truncation")
     scorer: StepScorerSpec = StepScorerSpec()
