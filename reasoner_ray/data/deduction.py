@@ -81,6 +81,14 @@ def check_proof(lines: Sequence[str], context: Iterable[str], answer: bool) -> l
     return labels
 
 
+def proves(lines: Sequence[str], context: Iterable[str], asked: str, answer: bool) -> bool:
+    """Whether every line holds and one of them is ``asked``: strict proof accuracy, by which guesses earn nothing.
+
+    ``asked`` is the statement in question or its opposite, whichever is true.
+    """
+    return all(check_proof(lines, context, answer)) and read_statement(asked) in [read_statement(line) for line in lines]
+
+
 def _follows(statement: Statement, known: set[Statement], given: set[Statement]) -> bool:
     """Whether one rule of ``given`` and one fact of ``known`` say it."""
     rules = (r for r in given if r.is_rule and (r.predicate, r.negated) == (statement.predicate, statement.negated))

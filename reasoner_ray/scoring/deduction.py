@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from reasoner_ray.data.deduction import proves
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.scoring.base import Answer, AnswerScorer, register_scorer
 
@@ -13,13 +14,24 @@ _WORD = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 
 @register_scorer("deduction")
 class DeductionScorer(AnswerScorer):
-    """1 where the last ``answer is true`` (or ``false``) is the reference, else where the only such word of the last line is."""
+    """1 where the last ``answer is true`` (or ``false``) is the reference, else where the only such word of the last line is.
+
+    With ``proof`` the lines before must prove it, too: half of all guesses are right.
+    """
+
+    def __init__(self, *, proof: bool = False) -> None:
+        self._proof = proof
 
     def score(self, answer: Answer, item: Item) -> float:
         """1.0 or 0.0; a reference that is neither is an error (``ValueError``)."""
         if item.answer not in ("true", "false"):
             raise ValueError(f"the reference answer {item.answer!r} of item {item.id} is neither true nor false")
-        return float(final_truth(answer.text) == item.answer)
+        if final_truth(answer.text) != item.answer:
+            return 0.0
+        if not self._proof:
+            return 1.0
+        asked = item.info["solution"].splitlines()[-2]
+        return float(proves(answer.text.strip().splitlines(), item.info["context"], asked, item.answer == "true"))
 
 
 def final_truth(text: str) -> str | None:

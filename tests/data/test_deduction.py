@@ -69,10 +69,10 @@ def test_the_splits_share_nothing_and_answers_are_balanced() -> None:
     assert not {str(i.prompt) for i in train} & {str(i.prompt) for i in held_out}
     assert [i.prompt for i in DeductionTask(seed=7, held_out_size=100).held_out()] == [i.prompt for i in held_out]
     assert 150 < sum(i.answer == "true" for i in train) < 250
-    scorer = build_scorer(Term("deduction"))
+    scorer, strict = build_scorer(Term("deduction")), build_scorer(Term("deduction", args={"proof": True}))
     for item in train:
         assert isinstance(task, DeductionTask) and all(task.check_steps(item, item.info["solution"].splitlines()))
-        assert scorer.score(Answer(text=item.info["solution"]), item) == 1.0
+        assert scorer.score(Answer(text=item.info["solution"]), item) == strict.score(Answer(text=item.info["solution"]), item) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,28 @@ def test_the_splits_share_nothing_and_answers_are_balanced() -> None:
 def test_the_scorer_reads_the_last_verdict(text: str, right: float) -> None:
     item = Item(id="i", prompt="", answer="true")
     assert build_scorer(Term("deduction")).score(Answer(text=text), item) == right
+
+
+CHAIN = ["Sally is a zorb.", "Every zorb is a plim.", "Sally is a plim.", "Plims are not wooden.", "Sally is not wooden."]
+LAST = "The answer is false."
+
+
+@pytest.mark.parametrize(
+    ("lines", "right"),
+    [
+        ([*CHAIN, LAST], 1.0),
+        ([LAST], 0.0),  # a guess
+        ([*CHAIN[:-1], LAST], 0.0),  # what was asked is not said
+        ([*CHAIN[:2], CHAIN[-1], LAST], 0.0),  # a leap
+        ([*CHAIN, "The answer is true."], 0.0),
+        (CHAIN, 0.0),  # no answer
+    ],
+)
+def test_a_guess_is_no_proof(lines: list[str], right: float) -> None:
+    info = {"context": [CHAIN[0], CHAIN[1], CHAIN[3], "Each drell is wooden."], "solution": "\n".join([*CHAIN, LAST])}
+    item, strict = Item(id="i", prompt="", answer="false", info=info), build_scorer(Term("deduction", args={"proof": True}))
+    assert strict.score(Answer(text="\n".join(lines)), item) == right
+    assert build_scorer(Term("deduction")).score(Answer(text="\n".join(lines)), item) == float(lines[-1] == LAST)
 
 
 def test_what_votes_is_what_the_scorer_reads() -> None:
