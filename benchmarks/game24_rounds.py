@@ -310,9 +310,9 @@ def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> N
 def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """PPO on the training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line."""
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
-    looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "learner.lr=1e-4", "learner.critic_lr=1e-3"]
+    looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "learner.lr=2e-4", "learner.critic_lr=1e-3"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
-    figures = compare(job, "number_game", models, [*sizes, *looks, NO_SCORER], arguments.seeds, arguments)
+    figures = compare(job, "number_game", models, [*sizes, *looks, "learner.warmup_steps=2", NO_SCORER], arguments.seeds, arguments)
     return {f"PPO, {name}": values for name, values in figures.items()}
 
 
@@ -344,7 +344,13 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
     parser.add_argument("--steps", type=int, default=60, help="of PPO")
     parser.add_argument("--weight", type=float, default=0.5, help="of the process rewards")
-    parser.add_argument("--transforms", nargs="+", default=["minimum"], choices=TRANSFORMS)
+    parser.add_argument(
+        "--transforms",
+        nargs="+",
+        default=["raw"],
+        choices=TRANSFORMS,
+        help="the judge cannot compute whether a whole formula makes 24, so the least score is that of the last line, always low",
+    )
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
     parser.add_argument("--name", default="game24_rounds", help="of the record")
