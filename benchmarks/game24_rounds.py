@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks._record import RESULTS, record
 from benchmarks._runs import kept
-from benchmarks.process_rewards import ROOT, TRANSFORMS, compare, exact_labels, reasoner, sample
+from benchmarks.process_rewards import NO_SCORER, ROOT, TRANSFORMS, compare, exact_labels, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
@@ -43,7 +43,6 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
 STAGES = ("plays", "sft", "rounds", "control", "judge", "methods", "rewards")
-NO_SCORER = "search.scorer={name: likelihood}"
 FIGURES = {
     "eval/accuracy": "the bare policy, greedy, %",
     "eval/tokens": "the bare policy, tokens a hand",
@@ -253,10 +252,9 @@ def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0) -
     """
     task = Game24Task(style="text", instruction="")
     records = exact_labels(results, task)
-    items, source = {item.id: item for item in task.train()}, random.Random(0)
-    moves = [
-        record for name in sorted({s["id"] for s in read_results(results)}) for record in step_records(items[name], source, first, second)
-    ]
+    items, asked = {item.id: item for item in task.train()}, sorted({search["id"] for search in read_results(results)})
+    source = random.Random(0)
+    moves = [record for name in asked for record in step_records(items[name], source, first, second)]
     labels.write_text("".join(json.dumps(record) + "\n" for record in [*records, *moves]))
     steps = [label for record in records for label in record["labels"]]
     return {"solutions": float(len(records)), "right lines": sum(steps) / max(1, len(steps)), "further steps": float(len(moves))}

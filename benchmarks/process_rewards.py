@@ -30,6 +30,7 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 TRANSFORMS = ("minimum", "difference", "shaping", "raw")
+NO_SCORER = "search.scorer={name: likelihood}"
 LAST = 5
 """Steps at a run's end whose training answers are told as one figure: many more than an evaluation has questions."""
 
@@ -89,7 +90,7 @@ def exact_labels(results: Path, task: Checkable) -> list[dict[str, Any]]:
 
 def sample(job: Path, name: str, policy: str, questions: int, samples: int) -> tuple[Path, float]:
     """Plain samples of so many training questions, with their tokens: the file of results, and the minutes."""
-    plain = ["search.method=self_consistency", f"search.settings={{paths: {samples}}}", "search.scorer={name: likelihood}"]
+    plain = ["search.method=self_consistency", f"search.settings={{paths: {samples}}}", NO_SCORER]
     hands = ["search.save_tokens=true", "search.split=train", f"search.items={questions}"]
     _, minutes = reasoner("search", job, [f"name={name}", policy, *plain, *hands])
     return job.parent / name / "search" / "results.jsonl", minutes
@@ -145,9 +146,8 @@ def compare(
             if side == "outcome":
                 figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
             figures.setdefault(f"{side}: accuracy", []).append(100 * accuracy[max(accuracy)])
-            figures.setdefault(f"{side}: sampled accuracy on training questions in the last steps", []).append(
-                100 * fmean(list(earned.values())[-LAST:])
-            )
+            last = 100 * fmean(list(earned.values())[-LAST:])
+            figures.setdefault(f"{side}: sampled accuracy on training questions, last steps", []).append(last)
             figures.setdefault(f"{side}: minutes", []).append(minutes)
             for metric in ("correlation", "gap", "steps"):
                 values = curve(job.parent / name, f"process/{metric}")

@@ -23,7 +23,7 @@ class DeductionScorer(AnswerScorer):
         self._proof = proof
 
     def score(self, answer: Answer, item: Item) -> float:
-        """1.0 or 0.0; a reference that is neither is an error (``ValueError``)."""
+        """1.0 or 0.0; a reference that is neither is an error (``ValueError``), and to ``proof`` another task's item (``KeyError``)."""
         if item.answer not in ("true", "false"):
             raise ValueError(f"the reference answer {item.answer!r} of item {item.id} is neither true nor false")
         if final_truth(answer.text) != item.answer:

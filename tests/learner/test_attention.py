@@ -84,15 +84,18 @@ def test_a_block_gathers_its_ancestors_and_itself_only() -> None:
 
 def test_training_in_bfloat16_on_a_cpu_rounds_only_what_goes_in_and_out() -> None:
     batch = pack(CASES["tree_paths"](), tokens_per_microbatch=1000)[0]
+    upstream = torch.randn(1, batch.n_packed, 4, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
     for compute in (lambda qkv: alone(batch, None, tuple(x.float() for x in qkv)), lambda qkv: run(batch, "sdpa", None, qkv)):
         qkv = tuple(x.detach().bfloat16().requires_grad_() for x in random_qkv(batch.n_packed))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(results)):
             out = compute(qkv)
-        out.float().square().sum().backward()
-        results.append([out.detach().float(), *(x.grad.float() for x in qkv)])
-    for expected, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=2**-6, atol=2**-6)
+        out.backward(upstream.to(out.dtype))
+        results.append([out.detach().bfloat16(), *(x.grad for x in qkv)])
+    for i, (expected, got) in enumerate(zip(*results, strict=True)):
+        # Heads that share keys and values add up the gradients of those in bfloat16.
+        rtol, atol = (2**-8, 2**-10) if i < 2 else (2**-6, 2**-6)
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
 
 def test_masks_are_built_once_for_all_layers() -> None:
