@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from benchmarks.process_rewards import NO_SCORER, ROOT, TRANSFORMS, compare, exa
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
-from reasoner_ray.data.number_games import Term, apply, is_reachable, join_terms, operations, write_step
+from reasoner_ray.data.number_games import Term, apply, check_lines, is_reachable, join_terms, operations, write_step
 from reasoner_ray.data.tasks import Item
 from reasoner_ray.models import fingerprint, resolve_model
 from reasoner_ray.plot import plot_runs
@@ -234,7 +235,7 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     """A model that values steps of the fine-tuned policy on the training hands: whether 24 can still be reached, by the exact check."""
     policy, labels = f"model.path={folder / 'sft' / 'model'}", folder / "labels.jsonl"
     results, sampling = sample(job, "samples", policy, arguments.judged_questions, arguments.judged_samples)
-    counts = write_labels(results, labels, arguments.first_steps, arguments.second_steps)
+    counts = write_labels(results, labels, arguments.first_steps, arguments.second_steps, arguments.misprints)
     lines = ['supervised.separator="\\n"', "supervised.end_of_text=false", "supervised.held_out_fraction=0.05"]
     learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
     _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, *lines, *learn])
@@ -244,27 +245,28 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     return {f"step values: {name}": value for name, value in figures.items()}
 
 
-def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0) -> dict[str, float]:
+def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0, misprints: int = 0) -> dict[str, float]:
     """Each sampled solution with the task's own word on each of its lines; how many solutions and right lines there are.
 
     Beside them, of each hand, ``first`` first steps and ``second`` second ones, as many of either as lead to 24 and as do not: of the
-    policy's own steps most are wrong in the same few ways.
+    policy's own steps most are wrong in the same few ways. And of these ``misprints`` with one number changed: who trains against
+    these labels finds what was never called wrong.
     """
     task = Game24Task(style="text", instruction="")
     records = exact_labels(results, task)
     items, asked = {item.id: item for item in task.train()}, sorted({search["id"] for search in read_results(results)})
     source = random.Random(0)
-    moves = [record for name in asked for record in step_records(items[name], source, first, second)]
+    moves = [record for name in asked for record in step_records(items[name], source, first, second, misprints)]
     labels.write_text("".join(json.dumps(record) + "\n" for record in [*records, *moves]))
     steps = [label for record in records for label in record["labels"]]
     return {"solutions": float(len(records)), "right lines": sum(steps) / max(1, len(steps)), "further steps": float(len(moves))}
 
 
-def step_records(item: Item, source: random.Random, first: int, second: int) -> list[dict[str, Any]]:
+def step_records(item: Item, source: random.Random, first: int, second: int, misprints: int = 0) -> list[dict[str, Any]]:
     """Beginnings of solutions of a hand, whose last line is right, or wrong and all before it right; each line ends as in a solution."""
     terms, target = tuple(Term(Fraction(n), str(n)) for n in item.info["numbers"]), item.info["target"]
     about = {"question": item.id, "prompt": item.prompt}
-    records = []
+    records: list[dict[str, Any]] = []
     for right, number in ((True, first // 2), (False, first // 2)):
         options = [move for move in moves_of(terms, target) if move[2] is right]
         chosen = source.sample(options, min(number, len(options)))
@@ -275,7 +277,19 @@ def step_records(item: Item, source: random.Random, first: int, second: int) -> 
         options = [move for move in moves_of(left, target) if move[2] is (i % 2 == 0)]
         if options:
             records.append({**about, "steps": [line, f"{source.choice(options)[0]}\n"], "labels": [1, int(i % 2 == 0)]})
+    good = [each for each in records if each["labels"][-1]]
+    for made in source.sample(good, min(misprints, len(good))):
+        steps = [*made["steps"][:-1], misprint(made["steps"][-1], source)]
+        labels = check_lines([step.rstrip("\n") for step in steps], item.info["numbers"], target)
+        records.append({**about, "steps": steps, "labels": [int(label) for label in labels]})
     return records
+
+
+def misprint(line: str, source: random.Random) -> str:
+    """The line with one of its numbers changed."""
+    number = source.choice(list(re.finditer(r"\d+", line)))
+    other = source.choice([n for n in range(int(number[0]) + 7) if n != int(number[0])])
+    return f"{line[: number.start()]}{other}{line[number.end() :]}"
 
 
 def moves_of(terms: tuple[Term, ...], target: int) -> list[tuple[str, tuple[Term, ...], bool]]:
@@ -333,6 +347,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--judged-samples", type=int, default=12, help="of each")
     parser.add_argument("--first-steps", type=int, default=16, help="and of each hand so many first steps, half of them right")
     parser.add_argument("--second-steps", type=int, default=8, help="and so many second ones")
+    parser.add_argument("--misprints", type=int, default=4, help="and so many of the right ones with a number changed")
     parser.add_argument("--judge-epochs", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
     parser.add_argument("--held-out", type=int, default=128, help="hands of every evaluation, the first so many")
@@ -358,8 +373,8 @@ def read_arguments() -> argparse.Namespace:
     if arguments.tiny:
         tiny: dict[str, Any] = {"width": 64, "layers": 2, "taught": 0.1, "solutions": 8, "plays": 640, "epochs": 1, "epochs_a_round": 1}
         tiny |= {"rounds": 1, "questions": 48, "samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1]}
-        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1, "first_steps": 4, "second_steps": 2, "steps": 2}
-        vars(arguments).update(tiny | {"tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
+        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1, "first_steps": 4, "second_steps": 2, "misprints": 2}
+        vars(arguments).update(tiny | {"steps": 2, "tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
 
@@ -393,7 +408,7 @@ def main() -> None:
         figures |= learn_by_search(job, folder, policy, arguments)
     if "control" in arguments.stages:
         figures |= learn_gold(job, folder, gold, policy, arguments)
-    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "judge_epochs")
+    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "misprints", "judge_epochs")
     stage("judge", of_judge | policy, lambda: learn_judge(job, folder, arguments))
     if "methods" in arguments.stages:
         compare_methods(job, folder, arguments)

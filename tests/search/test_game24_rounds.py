@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -62,3 +63,18 @@ def test_steps_of_a_hand_are_right_and_wrong_ones() -> None:
         assert task.check_steps(item, record["steps"]) == [bool(label) for label in record["labels"]], record
     last = [record["labels"][-1] for record in found]
     assert 0.3 < sum(last) / len(last) < 0.7
+
+
+def test_a_misprint_is_a_right_step_with_one_number_changed() -> None:
+    task = Game24Task(style="text", instruction="")
+    item = task.train()[0]
+    plain, found = (step_records(item, random.Random(0), 8, 6, misprints) for misprints in (0, 5))
+    assert found[: len(plain)] == plain
+    right = {tuple(record["steps"]) for record in plain if record["labels"][-1]}
+    assert len(found) == len(plain) + 5
+    for record in found[len(plain) :]:
+        *before, last = record["steps"]
+        assert task.check_steps(item, [*before, last.rstrip("\n")]) == [bool(label) for label in record["labels"]], record
+        changed = [zip(re.findall(r"\d+", last), re.findall(r"\d+", steps[-1]), strict=False) for steps in right if [*steps[:-1]] == before]
+        assert any(sum(a != b for a, b in pairs) == 1 for pairs in changed), record
+    assert not all(record["labels"][-1] for record in found[len(plain) :])
