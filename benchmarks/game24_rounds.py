@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks._record import RESULTS, record
 from benchmarks._runs import kept
-from benchmarks.process_rewards import NO_SCORER, ROOT, TRANSFORMS, compare, exact_labels, reasoner, sample
+from benchmarks.process_rewards import NO_SCORER, ROOT, add_rewards, compare, exact_labels, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
@@ -356,14 +356,7 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
     parser.add_argument("--steps", type=int, default=60, help="of PPO")
-    parser.add_argument("--weight", type=float, default=0.5, help="of the process rewards")
-    parser.add_argument(
-        "--transforms",
-        nargs="+",
-        default=["raw"],
-        choices=TRANSFORMS,
-        help="the judge cannot compute whether a whole formula makes 24, so the least score is that of the last line, always low",
-    )
+    add_rewards(parser, "raw")  # the judge cannot compute whether a formula makes 24, so the least score is that of the last line
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
     parser.add_argument("--name", default="game24_rounds", help="of the record")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from benchmarks._record import record
 from benchmarks._runs import kept
 from reasoner_ray.data.deduction import DeductionTask
 from reasoner_ray.data.tasks import Item
+from reasoner_ray.models import fingerprint, resolve_model
 from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
@@ -32,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 TRANSFORMS = ("minimum", "difference", "shaping", "raw")
 NO_SCORER = "search.scorer={name: likelihood}"
 LAST = 5
-"""Steps at a run's end whose training answers are told as one figure: many more than an evaluation has questions."""
+"""Steps at a run's end, or beginning, whose training answers are told as one figure: many more than an evaluation has questions."""
 
 
 def reasoner(command: str, job: Path, overrides: list[str]) -> tuple[str, float]:
@@ -130,30 +132,49 @@ def compare(
     scores were worth by then.
 
     ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
-    ``arguments`` has ``transforms``, ``weight`` and ``dtype``.
+    ``arguments`` has ``transforms``, ``normalise``, ``weight``, ``dtype`` and ``rl``, overrides of every run.
     """
     policy, judge = models
     sides: dict[str, list[str]] = {"outcome": []}
     for transform in arguments.transforms:
         args = f"args: {{model: {judge}, dtype: {arguments.dtype}}}"
-        sides[transform] = [f'scoring.process={{{args}, separator: "\\n", transform: {transform}, weight: {arguments.weight}}}']
+        reward = f"transform: {transform}, normalise: {arguments.normalise}, weight: {arguments.weight}"
+        sides[transform] = [f'scoring.process={{{args}, separator: "\\n", {reward}}}']
+    made_of = {"models": [fingerprint(resolve_model(str(model))) for model in models]}
     figures: dict[str, list[float]] = {}
     for seed in seeds:
         for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
-            name = f"ppo-{side}-{seed}"
-            _, minutes = reasoner("train", job, [f"name={name}", f"seed={seed}", f"model.path={policy}", *options, *extra])
-            accuracy, earned = curve(job.parent / name, f"eval/{scorer}"), curve(job.parent / name, f"reward/{scorer}")
+            name, overrides = f"ppo-{side}-{seed}", [f"seed={seed}", f"model.path={policy}", *options, *arguments.rl, *extra]
+            run = kept(job.parent / f"{name}.json", {**made_of, "overrides": overrides}, partial(ppo, job, name, overrides, scorer))
+            start = run.pop("accuracy at the start")
             if side == "outcome":
-                figures.setdefault("accuracy at the start", []).append(100 * accuracy[0])
-            figures.setdefault(f"{side}: accuracy", []).append(100 * accuracy[max(accuracy)])
-            last = 100 * fmean(list(earned.values())[-LAST:])
-            figures.setdefault(f"{side}: sampled accuracy on training questions, last steps", []).append(last)
-            figures.setdefault(f"{side}: minutes", []).append(minutes)
-            for metric in ("correlation", "gap", "steps"):
-                values = curve(job.parent / name, f"process/{metric}")
-                if values:
-                    figures.setdefault(f"{side}: {metric} at the end", []).append(values[max(values)])
+                figures.setdefault("accuracy at the start", []).append(start)
+            for key, value in run.items():
+                figures.setdefault(f"{side}: {key}", []).append(value)
     return figures
+
+
+def ppo(job: Path, name: str, overrides: Sequence[str], scorer: str) -> dict[str, float]:
+    """One run of PPO, and how good its policy was."""
+    _, minutes = reasoner("train", job, [f"name={name}", *overrides])
+    accuracy, earned = curve(job.parent / name, f"eval/{scorer}"), curve(job.parent / name, f"reward/{scorer}")
+    sampled = [100 * value for value in earned.values()]
+    figures = {"accuracy at the start": 100 * accuracy[0], "accuracy": 100 * accuracy[max(accuracy)], "minutes": minutes}
+    figures["sampled accuracy on training questions, first steps"] = fmean(sampled[:LAST])
+    figures["sampled accuracy on training questions, last steps"] = fmean(sampled[-LAST:])
+    for metric in ("correlation", "gap", "steps"):
+        values = curve(job.parent / name, f"process/{metric}")
+        if values:
+            figures[f"{metric} at the end"] = values[max(values)]
+    return figures
+
+
+def add_rewards(parser: argparse.ArgumentParser, transform: str) -> None:
+    """What ``compare`` asks of its arguments."""
+    parser.add_argument("--weight", type=float, default=0.5, help="of the process rewards beside the outcome")
+    parser.add_argument("--transforms", nargs="+", default=[transform], choices=TRANSFORMS, help="of the scores, one side of PPO each")
+    parser.add_argument("--normalise", default="none", choices=["none", "group"], help="the rewards of a step's samples of one prompt")
+    parser.add_argument("--rl", nargs="+", default=[], metavar="KEY=VALUE", help="of the job of every PPO run, after what is set here")
 
 
 def main() -> None:
@@ -165,8 +186,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="questions whose solutions are labelled")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3, help="0: the policy and the reward model alone")
-    parser.add_argument("--weight", type=float, default=0.5)
-    parser.add_argument("--transforms", nargs="+", default=["minimum"], choices=TRANSFORMS)
+    add_rewards(parser, "minimum")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of all models")
     parser.add_argument("--folder", type=Path, default=Path("runs/process_rewards"))
     parser.add_argument("--name", default="process_rewards", help="of the record")
