@@ -322,9 +322,10 @@ def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> N
 def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """PPO on the training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line."""
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
-    looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "learner.lr=5e-5", "learner.critic_lr=1e-3"]
+    looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
+    rates = ["learner.lr=5e-5", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
-    figures = compare(job, "number_game", models, [*sizes, *looks, "learner.warmup_steps=2", NO_SCORER], arguments.seeds, arguments)
+    figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments.seeds, arguments)
     return {f"PPO, {name}": values for name, values in figures.items()}
 
 
