@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -72,6 +72,7 @@ class QuestionTask(Task):
 
     With a ``path`` alone, records are divided by the hash of their question, ``held_out_fraction`` of them held out.
     Of the training records, the first ``shots`` that have a worked solution become the fixed examples of every prompt.
+    ``where`` keeps the records, of both splits, whose keys have the values it names: ``{level: [Level 1, Level 2]}``.
     ``held_out_size`` keeps a fixed sample of the held-out records, chosen by the hash of their questions.
     """
 
@@ -87,6 +88,7 @@ class QuestionTask(Task):
         held_out_path: str | None = None,
         held_out_fraction: float = 0.05,
         held_out_size: int | None = None,
+        where: Mapping[str, Any] | None = None,
         style: str = "chat",
         instruction: str = BOXED,
         shots: int = 0,
@@ -98,6 +100,7 @@ class QuestionTask(Task):
             raise ConfigError(f"task.args.held_out_size: must be at least 1 (got {held_out_size})")
         self._path, self._held_out_path, self._fraction = path, held_out_path, held_out_fraction
         self._held_out_size = held_out_size
+        self._where = {key: wanted if isinstance(wanted, list) else [wanted] for key, wanted in (where or {}).items()}
         self._style, self._instruction, self._n_shots = check_style(style), instruction, shots
 
     @abstractmethod
@@ -130,7 +133,7 @@ class QuestionTask(Task):
 
     @cached_property
     def _splits(self) -> tuple[list[Item], list[Item]]:
-        train, held_out = (self._usable(records) for records in self._records())
+        train, held_out = (self._usable(self._chosen(records)) for records in self._records())
         examples = [r for r in train if self._n_shots and self.worked(r) is not None][: self._n_shots]
         if len(examples) < self._n_shots:
             raise ConfigError(f"task.args.shots: only {len(examples)} training records have a worked solution to show")
@@ -145,6 +148,15 @@ class QuestionTask(Task):
         chosen = sorted(held_out, key=lambda r: stable_hash(self.question(r)))[: self._held_out_size]
         kept = {r.id for r in chosen}
         return [r for r in held_out if r.id in kept]
+
+    def _chosen(self, records: list[Record]) -> list[Record]:
+        """Those that ``where`` describes. Raises ``DataError`` where it leaves none."""
+        for key, wanted in self._where.items():
+            found = list(dict.fromkeys(str(r.values.get(key)) for r in records))
+            records = [r for r in records if r.values.get(key) in wanted]
+            if found and not records:
+                raise DataError(f"task.args.where: no record has {key} in {wanted}; they have {', '.join(found[:8])}")
+        return records
 
     def _usable(self, records: list[Record]) -> list[Record]:
         usable = [r for r in records if self.is_usable(r)]

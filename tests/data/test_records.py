@@ -154,6 +154,17 @@ def test_math_answers_and_examples(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "1 of 3 records have no answer" in caplog.text and "line 3" in caplog.text
 
 
+def test_questions_can_be_chosen_by_a_key_of_their_records(tmp_path: Path) -> None:
+    rows = [{"problem": f"p{i}", "answer": str(i), "level": f"Level {i % 3}"} for i in range(6)]
+    path = write_lines(tmp_path / "m.jsonl", rows)
+    one = task_of("math", path, held_out_path=str(path), where={"level": "Level 1"})
+    assert [i.answer for i in one.train()] == [i.answer for i in one.held_out()] == ["1", "4"]
+    two = task_of("math", path, held_out_path=str(path), where={"level": ["Level 0", "Level 1"]}, held_out_size=3)
+    assert [i.answer for i in two.train()] == ["0", "1", "3", "4"] and len(two.held_out()) == 3
+    with pytest.raises(DataError, match=r"task\.args\.where: no record has level in \['Level 9'\]; they have Level 0, Level 1, Level 2"):
+        task_of("math", path, held_out_path=str(path), where={"level": "Level 9"}).train()
+
+
 def test_last_boxed() -> None:
     assert last_boxed("\\boxed{1} then \\boxed{\\frac{a}{b}} end") == "\\frac{a}{b}"
     assert last_boxed("no box") is None
