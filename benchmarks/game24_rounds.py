@@ -323,7 +323,7 @@ def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> d
     """PPO on the training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line."""
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
     looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
-    rates = ["learner.lr=5e-5", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
+    rates = ["learner.lr=1e-4", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
     figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments.seeds, arguments)
     return {f"PPO, {name}": values for name, values in figures.items()}
@@ -356,7 +356,7 @@ def read_arguments() -> argparse.Namespace:
         "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; each stage that is finished in the folder is taken as it is"
     )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
-    parser.add_argument("--steps", type=int, default=60, help="of PPO")
+    parser.add_argument("--steps", type=int, default=40, help="of PPO")
     add_rewards(parser, "raw")  # the judge cannot compute whether a formula makes 24, so the least score is that of the last line
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
