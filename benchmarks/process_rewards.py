@@ -185,7 +185,8 @@ def main() -> None:
     parser.add_argument("--labels", default="math_shepherd", choices=["math_shepherd", "exact"])
     parser.add_argument("--questions", type=int, default=200, help="questions whose solutions are labelled")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3, help="0: the policy and the reward model alone")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of PPO; none: the policy and the reward model alone")
+    parser.add_argument("--evaluated", type=int, default=128, help="held-out questions before and after PPO, two samples of each")
     add_rewards(parser, "minimum")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of all models")
     parser.add_argument("--folder", type=Path, default=Path("runs/process_rewards"))
@@ -196,9 +197,10 @@ def main() -> None:
     job = write_job(folder, arguments)
     made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "lr", "labels", "questions", "dtype")}
     reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
-    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=10"]
-    models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=1e-5", "learner.critic_lr=1e-3"]
-    figures = compare(job, "deduction", models, [*loop, *rates], range(1, arguments.seeds + 1), arguments) if arguments.seeds else {}
+    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=100"]
+    looks = [f"trainer.eval_tasks={arguments.evaluated}", "trainer.eval_samples=2", "trainer.checkpoint_every=0"]
+    models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=2e-5", "learner.critic_lr=1e-3"]
+    figures = compare(job, "deduction", models, [*loop, *looks, *rates], arguments.seeds, arguments)
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
 
