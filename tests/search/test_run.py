@@ -20,7 +20,7 @@ from reasoner_ray.data.tasks import Item, get_task
 from reasoner_ray.errors import CheckpointError, ConfigError, DataError, ScoringError
 from reasoner_ray.rounds.figures import search_figures
 from reasoner_ray.search.results import ResultsFile, make_record, read_results, recorded_samples, show, summarise_results
-from reasoner_ray.search.run import SearchRun, calibrate_stopping, new_name, prepare_folder, search_items, standing
+from reasoner_ray.search.run import SearchRun, calibrate_stopping, new_name, prepare_folder, search, search_items, standing
 from reasoner_ray.trainer.launch import IfExists
 from reasoner_ray.trainer.parts import GroupResult
 from reasoner_ray.trajectory import Trajectory, TrajectoryBuilder
@@ -227,6 +227,18 @@ def test_calibration_takes_whole_runs_alone_and_says_where_they_were_held_out(tm
 
 def config_in(folder: Path, *overrides: str) -> JobConfig:
     return load_config(None, ["name=t", f"out={folder}", *overrides])
+
+
+@pytest.mark.parametrize(("temperature", "told"), [(1.0, False), (0.6, False), (0.7, True)])
+def test_a_temperature_that_searches_do_not_read_is_told(
+    tmp_path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture, temperature: float, told: bool
+) -> None:
+    model, task = f"model.path={tiny_model_dir}", "task={name: arithmetic}"
+    config = config_in(tmp_path, model, task, f"rollout.temperature={temperature}", "search.temperature=0.6")
+    prepare_folder(config, "error")
+    with pytest.raises(ConfigError, match="exists"):  # before anything starts
+        search(config)
+    assert ("rollout.temperature=0.7 says nothing to them" in caplog.text) == told
 
 
 def test_a_folder_is_taken_up_again_only_by_the_same_search(tmp_path: Path) -> None:
