@@ -199,7 +199,7 @@ def main() -> None:
     reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
     loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=100"]
     looks = [f"trainer.eval_tasks={arguments.evaluated}", "trainer.eval_samples=2", "trainer.checkpoint_every=0"]
-    models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=2e-5", "learner.critic_lr=1e-3"]
+    models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=3e-5", "learner.critic_lr=1e-3"]
     figures = compare(job, "deduction", models, [*loop, *looks, *rates], arguments.seeds, arguments)
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
