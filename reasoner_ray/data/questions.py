@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,37 @@ def _divide(things: Sequence[T], texts: Sequence[str], fraction: float, path: st
     return train, [thing for thing, out in zip(things, held_out, strict=True) if out]
 
 
+def _read_where(where: Mapping[str, Any] | None) -> dict[str, list[Any]]:
+    """``task.args.where`` as a list of values for each key. Raises ``ConfigError`` where it is anything else."""
+    if where is None:
+        return {}
+    if not isinstance(where, Mapping):
+        raise ConfigError(f"task.args.where: must name keys and their values, as in {{level: [Level 1, Level 2]}} (got {where!r})")
+    wanted = {str(key): [*value] if isinstance(value, list | tuple) else [value] for key, value in where.items()}
+    if empty := [key for key, values in wanted.items() if not values]:
+        raise ConfigError(f"task.args.where.{empty[0]}: must name at least one value")
+    return wanted
+
+
+def _choose(records: list[Record], where: Mapping[str, list[Any]]) -> list[Record]:
+    """The records whose keys have the values that ``where`` names; 1, "1" and true are three values.
+
+    Raises ``DataError`` where none has, or none has such a key.
+    """
+    for key, wanted in where.items():
+        texts = {json.dumps(value, default=str) for value in wanted}
+        having = [r for r in records if key in r.values]
+        chosen = [r for r in having if json.dumps(r.values[key], default=str) in texts]
+        if records and not chosen:
+            place, found = records[0].where, list(dict.fromkeys(f"{r.values[key]!r:.40}" for r in having))
+            there = f"they have {', '.join(found[:8])}" if found else f"their keys are {', '.join(records[0].values)}"
+            raise DataError(f"task.args.where: of {len(records)} records, the first at {place}, none has {key} in {wanted}; {there}")
+        if len(having) < len(records):
+            log.warning("task.args.where: %d of %d records have no %s and are left out", len(records) - len(having), len(records), key)
+        records = chosen
+    return records
+
+
 class QuestionTask(Task):
     """Records from ``path`` and ``held_out_path``, else from the splits of a hub data set.
 
@@ -100,7 +132,7 @@ class QuestionTask(Task):
             raise ConfigError(f"task.args.held_out_size: must be at least 1 (got {held_out_size})")
         self._path, self._held_out_path, self._fraction = path, held_out_path, held_out_fraction
         self._held_out_size = held_out_size
-        self._where = {key: wanted if isinstance(wanted, list) else [wanted] for key, wanted in (where or {}).items()}
+        self._where = _read_where(where)
         self._style, self._instruction, self._n_shots = check_style(style), instruction, shots
 
     @abstractmethod
@@ -133,7 +165,7 @@ class QuestionTask(Task):
 
     @cached_property
     def _splits(self) -> tuple[list[Item], list[Item]]:
-        train, held_out = (self._usable(self._chosen(records)) for records in self._records())
+        train, held_out = (self._usable(_choose(records, self._where)) for records in self._records())
         examples = [r for r in train if self._n_shots and self.worked(r) is not None][: self._n_shots]
         if len(examples) < self._n_shots:
             raise ConfigError(f"task.args.shots: only {len(examples)} training records have a worked solution to show")
@@ -148,15 +180,6 @@ class QuestionTask(Task):
         chosen = sorted(held_out, key=lambda r: stable_hash(self.question(r)))[: self._held_out_size]
         kept = {r.id for r in chosen}
         return [r for r in held_out if r.id in kept]
-
-    def _chosen(self, records: list[Record]) -> list[Record]:
-        """Those that ``where`` describes. Raises ``DataError`` where it leaves none."""
-        for key, wanted in self._where.items():
-            found = list(dict.fromkeys(str(r.values.get(key)) for r in records))
-            records = [r for r in records if r.values.get(key) in wanted]
-            if found and not records:
-                raise DataError(f"task.args.where: no record has {key} in {wanted}; they have {', '.join(found[:8])}")
-        return records
 
     def _usable(self, records: list[Record]) -> list[Record]:
         usable = [r for r in records if self.is_usable(r)]

@@ -161,8 +161,33 @@ def test_questions_can_be_chosen_by_a_key_of_their_records(tmp_path: Path) -> No
     assert [i.answer for i in one.train()] == [i.answer for i in one.held_out()] == ["1", "4"]
     two = task_of("math", path, held_out_path=str(path), where={"level": ["Level 0", "Level 1"]}, held_out_size=3)
     assert [i.answer for i in two.train()] == ["0", "1", "3", "4"] and len(two.held_out()) == 3
-    with pytest.raises(DataError, match=r"task\.args\.where: no record has level in \['Level 9'\]; they have Level 0, Level 1, Level 2"):
-        task_of("math", path, held_out_path=str(path), where={"level": "Level 9"}).train()
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"level": 9}, r"of 6 records, the first at .*m\.jsonl, line 1, none has level in \[9\]; they have 0, 1, 2"),
+        ({"level": "1"}, r"none has level in \['1'\]; they have 0, 1, 2"),
+        ({"level": True}, r"none has level in \[True\]; they have 0, 1, 2"),
+        ({"levle": 1}, r"none has levle in \[1\]; their keys are problem, answer, level"),
+        ({"levle": None}, r"none has levle in \[None\]"),
+        ({"level": []}, r"where\.level: must name at least one value"),
+        ("level", r"must name keys and their values.*got 'level'"),
+        (0, r"must name keys and their values.*got 0"),
+    ],
+)
+def test_a_choice_that_leaves_nothing_or_is_none_is_told(tmp_path: Path, where: Any, message: str) -> None:
+    rows = [{"problem": f"p{i}", "answer": str(i), "level": i % 3} for i in range(6)]
+    path = write_lines(tmp_path / "m.jsonl", rows)
+    with pytest.raises((ConfigError, DataError), match=message):
+        task_of("math", path, held_out_path=str(path), where=where).train()
+
+
+def test_records_without_the_key_of_a_choice_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"problem": f"p{i}", "answer": str(i), **({"level": 1} if i else {})} for i in range(3)]
+    path = write_lines(tmp_path / "m.jsonl", rows)
+    assert [i.answer for i in task_of("math", path, held_out_path=str(path), where={"level": 1}).train()] == ["1", "2"]
+    assert "1 of 3 records have no level and are left out" in caplog.text
 
 
 def test_last_boxed() -> None:
