@@ -52,7 +52,7 @@ def kept(file: Path, settings: dict[str, Any], make: Callable[[], Any]) -> Any:
     wanted = json.loads(json.dumps(settings))
     if differ := sorted(key for key in found["settings"].keys() | wanted.keys() if found["settings"].get(key) != wanted.get(key)):
         named = ", ".join(f"{key}: {found['settings'].get(key)}, not {wanted.get(key)}" for key in differ)
-        raise ConfigError(f"{file} was made otherwise ({named}); delete it and what was made from it, or take another folder with --out")
+        raise ConfigError(f"{file} was made otherwise ({named}); delete it and what was made from it, or take another folder")
     return found["made"]
 
 

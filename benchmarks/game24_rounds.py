@@ -249,8 +249,8 @@ def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0, m
     """Each sampled solution with the task's own word on each of its lines; how many solutions and right lines there are.
 
     Beside them, of each hand, ``first`` first steps and ``second`` second ones, as many of either as lead to 24 and as do not: of the
-    policy's own steps most are wrong in the same few ways. And of these ``misprints`` with one number changed: who trains against
-    these labels finds what was never called wrong.
+    policy's own steps most are wrong in the same few ways. And ``misprints`` of the right ones with one number changed, nearly all of
+    them wrong: who trains against a judge finds what was never called wrong.
     """
     task = Game24Task(style="text", instruction="")
     records = exact_labels(results, task)
@@ -263,7 +263,10 @@ def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0, m
 
 
 def step_records(item: Item, source: random.Random, first: int, second: int, misprints: int = 0) -> list[dict[str, Any]]:
-    """Beginnings of solutions of a hand, whose last line is right, or wrong and all before it right; each line ends as in a solution."""
+    """Beginnings of solutions of a hand, whose last line is right, or wrong and all before it right; each line ends as in a solution.
+
+    Behind them ``misprints`` of the right ones with one number of the last line changed.
+    """
     terms, target = tuple(Term(Fraction(n), str(n)) for n in item.info["numbers"]), item.info["target"]
     about = {"question": item.id, "prompt": item.prompt}
     records: list[dict[str, Any]] = []
@@ -277,10 +280,10 @@ def step_records(item: Item, source: random.Random, first: int, second: int, mis
         options = [move for move in moves_of(left, target) if move[2] is (i % 2 == 0)]
         if options:
             records.append({**about, "steps": [line, f"{source.choice(options)[0]}\n"], "labels": [1, int(i % 2 == 0)]})
-    good = [each for each in records if each["labels"][-1]]
-    for made in source.sample(good, min(misprints, len(good))):
-        steps = [*made["steps"][:-1], misprint(made["steps"][-1], source)]
-        labels = check_lines([step.rstrip("\n") for step in steps], item.info["numbers"], target)
+    good, errors = [each for each in records if each["labels"][-1]], random.Random(f"misprints of {item.id}")  # the others stay as they are
+    for made in errors.sample(good, min(misprints, len(good))):
+        steps = [*made["steps"][:-1], misprint(made["steps"][-1], errors)]
+        labels = check_lines(steps, item.info["numbers"], target)
         records.append({**about, "steps": steps, "labels": [int(label) for label in labels]})
     return records
 
@@ -322,7 +325,7 @@ def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> N
 def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """PPO on the training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line."""
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
-    looks = ["trainer.eval_every=20", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
+    looks = ["trainer.eval_every=0", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
     rates = ["learner.lr=1e-4", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
     figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments.seeds, arguments)
@@ -353,7 +356,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[250, 500, 1000], help="budgets of the methods")
     parser.add_argument("--held-out", type=int, default=128, help="hands of every evaluation, the first so many")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the rounds; each stage that is finished in the folder is taken as it is"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3],
+        help="of rounds, control and PPO; each stage that is finished in the folder is taken as it is",
     )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
     parser.add_argument("--steps", type=int, default=40, help="of PPO")
@@ -402,7 +409,8 @@ def main() -> None:
         figures |= learn_by_search(job, folder, policy, arguments)
     if "control" in arguments.stages:
         figures |= learn_gold(job, folder, gold, policy, arguments)
-    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "misprints", "judge_epochs")
+    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "judge_epochs")
+    of_judge |= settings_of(arguments, "misprints") if arguments.misprints else {}  # older records know none
     stage("judge", of_judge | policy, lambda: learn_judge(job, folder, arguments))
     if "methods" in arguments.stages:
         compare_methods(job, folder, arguments)

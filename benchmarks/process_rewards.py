@@ -24,8 +24,10 @@ from typing import Any, Protocol
 
 from benchmarks._record import record
 from benchmarks._runs import kept
+from reasoner_ray.config import load_config
 from reasoner_ray.data.deduction import DeductionTask
 from reasoner_ray.data.tasks import Item
+from reasoner_ray.errors import ConfigError
 from reasoner_ray.models import fingerprint, resolve_model
 from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
@@ -33,8 +35,10 @@ from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 ROOT = Path(__file__).parent.parent
 TRANSFORMS = ("minimum", "difference", "shaping", "raw")
 NO_SCORER = "search.scorer={name: likelihood}"
-LAST = 5
-"""Steps at a run's end, or beginning, whose training answers are told as one figure: many more than an evaluation has questions."""
+WINDOW = 5
+"""Steps at a run's beginning and at its end whose training answers are told as one figure each."""
+FIXED = ("name", "out", "kind", "seed", "model.path", "scoring.process")
+"""What ``--rl`` may not set: it tells the runs apart."""
 
 
 def reasoner(command: str, job: Path, overrides: list[str]) -> tuple[str, float]:
@@ -128,11 +132,10 @@ def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -
 def compare(
     job: Path, scorer: str, models: tuple[Path, Path], options: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Held-out accuracy at the start and at the end of each run, in percent, that of its last samples of training questions, and what its
-    scores were worth by then.
+    """What ``ppo`` says of each run: lists over the seeds. The sides take turns.
 
     ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
-    ``arguments`` has ``transforms``, ``normalise``, ``weight``, ``dtype`` and ``rl``, overrides of every run.
+    ``arguments`` has ``dtype`` and what ``add_rewards`` adds. A run whose job or models changed is refused. Raises ``ConfigError``.
     """
     policy, judge = models
     sides: dict[str, list[str]] = {"outcome": []}
@@ -140,28 +143,29 @@ def compare(
         args = f"args: {{model: {judge}, dtype: {arguments.dtype}}}"
         reward = f"transform: {transform}, normalise: {arguments.normalise}, weight: {arguments.weight}"
         sides[transform] = [f'scoring.process={{{args}, separator: "\\n", {reward}}}']
-    made_of = {"models": [fingerprint(resolve_model(str(model))) for model in models]}
+    if taken := [override for override in arguments.rl if override.removeprefix("+").startswith(FIXED)]:
+        raise ConfigError(f"--rl {taken[0]}: the comparison sets this itself")
     figures: dict[str, list[float]] = {}
     for seed in seeds:
         for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
             name, overrides = f"ppo-{side}-{seed}", [f"seed={seed}", f"model.path={policy}", *options, *arguments.rl, *extra]
-            run = kept(job.parent / f"{name}.json", {**made_of, "overrides": overrides}, partial(ppo, job, name, overrides, scorer))
-            start = run.pop("accuracy at the start")
-            if side == "outcome":
-                figures.setdefault("accuracy at the start", []).append(start)
-            for key, value in run.items():
+            made_of = load_config(job, overrides).model_dump(mode="json", exclude={"name", "out", "tracking"})
+            made_of |= {"models": [fingerprint(resolve_model(str(model))) for model in (models if extra else models[:1])]}
+            for key, value in kept(job.parent / f"{name}.json", made_of, partial(ppo, job, name, overrides, scorer)).items():
                 figures.setdefault(f"{side}: {key}", []).append(value)
     return figures
 
 
 def ppo(job: Path, name: str, overrides: Sequence[str], scorer: str) -> dict[str, float]:
-    """One run of PPO, and how good its policy was."""
+    """One run of PPO: how often its samples of held-out questions were right before and after, and those of training questions in its
+    first and last steps, in percent; its minutes; and what the process scores were worth in its last step."""
     _, minutes = reasoner("train", job, [f"name={name}", *overrides])
     accuracy, earned = curve(job.parent / name, f"eval/{scorer}"), curve(job.parent / name, f"reward/{scorer}")
     sampled = [100 * value for value in earned.values()]
-    figures = {"accuracy at the start": 100 * accuracy[0], "accuracy": 100 * accuracy[max(accuracy)], "minutes": minutes}
-    figures["sampled accuracy on training questions, first steps"] = fmean(sampled[:LAST])
-    figures["sampled accuracy on training questions, last steps"] = fmean(sampled[-LAST:])
+    window = min(WINDOW, max(1, len(sampled) // 2))
+    figures = {"held-out samples, before": 100 * accuracy[0], "held-out samples, after": 100 * accuracy[max(accuracy)], "minutes": minutes}
+    figures[f"training samples, first {window} steps"] = fmean(sampled[:window])
+    figures[f"training samples, last {window} steps"] = fmean(sampled[-window:])
     for metric in ("correlation", "gap", "steps"):
         values = curve(job.parent / name, f"process/{metric}")
         if values:
@@ -170,11 +174,13 @@ def ppo(job: Path, name: str, overrides: Sequence[str], scorer: str) -> dict[str
 
 
 def add_rewards(parser: argparse.ArgumentParser, transform: str) -> None:
-    """What ``compare`` asks of its arguments."""
+    """What ``compare`` asks of its arguments beside ``dtype``."""
     parser.add_argument("--weight", type=float, default=0.5, help="of the process rewards beside the outcome")
     parser.add_argument("--transforms", nargs="+", default=[transform], choices=TRANSFORMS, help="of the scores, one side of PPO each")
-    parser.add_argument("--normalise", default="none", choices=["none", "group"], help="the rewards of a step's samples of one prompt")
-    parser.add_argument("--rl", nargs="+", default=[], metavar="KEY=VALUE", help="of the job of every PPO run, after what is set here")
+    parser.add_argument(
+        "--normalise", default="none", choices=["none", "group"], help="group: step rewards of a prompt's samples get mean 0, deviation 1"
+    )
+    parser.add_argument("--rl", nargs="+", default=[], metavar="KEY=VALUE", help="of the job of every PPO run, over what is set here")
 
 
 def main() -> None:
@@ -197,10 +203,10 @@ def main() -> None:
     job = write_job(folder, arguments)
     made_of = {key: getattr(arguments, key) for key in ("hops", "sft_steps", "lr", "labels", "questions", "dtype")}
     reward_model = kept(folder / "reward_model.json", made_of, lambda: train_reward_model(job, folder, arguments))
-    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4", "trainer.eval_every=100"]
-    looks = [f"trainer.eval_tasks={arguments.evaluated}", "trainer.eval_samples=2", "trainer.checkpoint_every=0"]
+    loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4"]
+    looks = [f"trainer.eval_tasks={arguments.evaluated}", "trainer.eval_samples=2", "trainer.eval_every=0"]
     models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=3e-5", "learner.critic_lr=1e-3"]
-    figures = compare(job, "deduction", models, [*loop, *looks, *rates], arguments.seeds, arguments)
+    figures = compare(job, "deduction", models, [*loop, *looks, *rates, "trainer.checkpoint_every=0"], arguments.seeds, arguments)
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
 
