@@ -5,7 +5,7 @@ answer: fine-tune a small model on gold proofs (kind sft), label its own proofs 
 label`) or by the exact check of each line (``--labels exact``), train a process reward model on the labels (kind prm), measure it on
 held-out questions, then train the fine-tuned policy with POAD for equally many steps with the outcome alone and with both, over several
 seeds that take turns.
-The policy and the reward model of an earlier run are taken as they are; `benchmarks.search_methods --job jobs/search/deduction.yaml`
+What is finished is taken as it is, and what was broken off goes on; `benchmarks.search_methods --job jobs/search/deduction.yaml`
 searches with them (``model.path=FOLDER/sft/model search.scorer.args.model=FOLDER/prm/model task.args.hops=[1,2]``).
 """
 
@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from benchmarks._record import record
-from benchmarks._runs import kept
+from benchmarks._runs import kept, trained
 from reasoner_ray.config import load_config
 from reasoner_ray.data.deduction import DeductionTask
 from reasoner_ray.data.tasks import Item
@@ -31,6 +31,7 @@ from reasoner_ray.errors import ConfigError
 from reasoner_ray.models import fingerprint, resolve_model
 from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
+from reasoner_ray.trainer.tracking import MINUTES
 
 ROOT = Path(__file__).parent.parent
 TRANSFORMS = ("minimum", "difference", "shaping", "raw")
@@ -102,16 +103,16 @@ def sample(job: Path, name: str, policy: str, questions: int, samples: int) -> t
     return job.parent / name / "search" / "results.jsonl", minutes
 
 
-def label(job: Path, folder: Path, policy: str, arguments: argparse.Namespace) -> tuple[Path, float]:
+def label(job: Path, folder: Path, policy: str, arguments: argparse.Namespace) -> tuple[str, float]:
     """The file of labelled steps of the policy's own solutions, and the minutes."""
     if arguments.labels == "math_shepherd":
         settings = [f"labels.items={arguments.questions}", "labels.method=math_shepherd", "labels.completions=4", "labels.solutions=4"]
         _, minutes = reasoner("label", job, ["name=labels", policy, *settings])
-        return folder / "labels" / "labels" / "labels.jsonl", minutes
+        return str(folder / "labels" / "labels" / "labels.jsonl"), minutes
     results, minutes = sample(job, "samples", policy, arguments.questions, 4)
     records, file = exact_labels(results, DeductionTask(hops=(1, arguments.hops))), folder / "labels.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return file, minutes
+    return str(file), minutes
 
 
 def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -119,14 +120,16 @@ def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -
     lengths = "supervised.max_tokens=640"
     shared = ["supervised.batch=32", lengths, f"learner.lr={arguments.lr}", "trainer.eval_every=0"]
     gold = ["kind=sft", "supervised.data=[task]", f"supervised.max_steps={arguments.sft_steps}", "supervised.held_out_fraction=0.01"]
-    _, sft = reasoner("train", job, ["name=sft", *gold, *shared])
-    policy = f"model.path={folder / 'sft' / 'model'}"
-    labels, labelled = label(job, folder, policy, arguments)
+    sft = trained(job, ["name=sft", *gold, *shared])
+    policy = f"model.path={sft / 'model'}"
+    made_of = {"policy": fingerprint(resolve_model(str(sft / "model"))), "labels": arguments.labels, "questions": arguments.questions}
+    labels, labelled = kept(folder / "labels.json", made_of, partial(label, job, folder, policy, arguments))
     heads = ["kind=prm", f"supervised.data=[{labels}]", "supervised.held_out_fraction=0.15", "supervised.epochs=2"]
-    _, trained = reasoner("train", job, ["name=prm", policy, *heads, "learner.critic_lr=1e-3", *shared])
-    curves = {name: curve(folder / "prm", f"eval/{name}") for name in ("auc", "accuracy", "majority", "loss", "steps")}
+    prm = trained(job, ["name=prm", policy, *heads, "learner.critic_lr=1e-3", *shared])
+    curves = {name: curve(prm, f"eval/{name}") for name in ("auc", "accuracy", "majority", "loss", "steps")}
     last = {f"held-out {name}": values[max(values)] for name, values in curves.items() if values}
-    return {"minutes of sft": sft, "minutes of labelling": labelled, "minutes of the reward model": trained, **last}
+    of_sft, of_prm = (read_jsonl(run / METRICS_FILE)[-1][MINUTES] for run in (sft, prm))
+    return {"minutes of sft": of_sft, "minutes of labelling": labelled, "minutes of the reward model": of_prm, **last}
 
 
 def compare(
