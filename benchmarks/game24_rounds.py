@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks._record import RESULTS, record
 from benchmarks._runs import kept
-from benchmarks.process_rewards import NO_SCORER, ROOT, add_rewards, compare, exact_labels, reasoner, sample
+from benchmarks.process_rewards import NO_SCORER, ROOT, WINDOW, add_rewards, compare, exact_labels, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
@@ -323,12 +323,15 @@ def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> N
 
 
 def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """PPO on the training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line."""
+    """PPO on training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line; and a picture."""
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
     looks = ["trainer.eval_every=0", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
     rates = ["learner.lr=1e-4", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
     figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments.seeds, arguments)
+    runs = [folder / f"ppo-{side}-{seed}" for side in ("outcome", *arguments.transforms) for seed in arguments.seeds]
+    shown = ["reward/number_game", "process/score", "process/correlation", "learner/entropy"]
+    plot_runs(runs, RESULTS / f"{arguments.name}_ppo.png", shown, smooth=WINDOW)
     return {f"PPO, {name}": values for name, values in figures.items()}
 
 
