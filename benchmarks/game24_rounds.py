@@ -322,14 +322,20 @@ def compare_methods(job: Path, folder: Path, arguments: argparse.Namespace) -> N
         raise SystemExit("benchmarks.search_methods failed")
 
 
+def exact_steps(prompt: str, steps: Sequence[str]) -> list[float]:
+    """A step scorer that errs never: 1 for each line after which 24 can still be made, else 0."""
+    *numbers, target = map(int, re.findall(r"\d+", prompt))
+    return [float(right) for right in check_lines(steps, numbers, target)]
+
+
 def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """PPO on training hands from the fine-tuned policy: the outcome alone, and with what the judge says of each line; and a picture."""
+    """PPO on training hands from the fine-tuned policy: the outcome alone, with the judge's word on each line, and with the truth of it."""
     sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
     looks = ["trainer.eval_every=0", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
     rates = ["learner.lr=1e-4", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
     models = (folder / "sft" / "model", folder / "judge" / "model")
-    figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments.seeds, arguments)
-    runs = [folder / f"ppo-{side}-{seed}" for side in ("outcome", *arguments.transforms) for seed in arguments.seeds]
+    figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments, "benchmarks.game24_rounds:exact_steps")
+    runs = [folder / f"ppo-{side}-{seed}" for side in ("outcome", *arguments.transforms, "exact") for seed in arguments.seeds]
     shown = ["reward/number_game", "process/score", "process/correlation", "learner/entropy"]
     plot_runs(runs, RESULTS / f"{arguments.name}_ppo.png", shown, smooth=WINDOW)
     return {f"PPO, {name}": values for name, values in figures.items()}

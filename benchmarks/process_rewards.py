@@ -133,27 +133,36 @@ def train_reward_model(job: Path, folder: Path, arguments: argparse.Namespace) -
 
 
 def compare(
-    job: Path, scorer: str, models: tuple[Path, Path], options: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace
+    job: Path,
+    scorer: str,
+    models: tuple[Path, Path],
+    options: Sequence[str],
+    arguments: argparse.Namespace,
+    exact: str | None = None,
 ) -> dict[str, list[float]]:
     """What ``ppo`` says of each run: lists over the seeds. The sides take turns.
 
     ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
-    ``arguments`` has ``dtype`` and what ``add_rewards`` adds. A run whose job or models changed is refused. Raises ``ConfigError``.
+    ``arguments`` has ``seeds``, ``dtype`` and what ``add_rewards`` adds. ``exact`` (module:function) adds a side whose process rewards
+    are that function's, with the first transform. A run whose job or models changed is refused. Raises ``ConfigError``.
     """
     policy, judge = models
     sides: dict[str, list[str]] = {"outcome": []}
+    shared = f'separator: "\\n", normalise: {arguments.normalise}, weight: {arguments.weight}'
     for transform in arguments.transforms:
-        args = f"args: {{model: {judge}, dtype: {arguments.dtype}}}"
-        reward = f"transform: {transform}, normalise: {arguments.normalise}, weight: {arguments.weight}"
-        sides[transform] = [f'scoring.process={{{args}, separator: "\\n", {reward}}}']
+        sides[transform] = [f"scoring.process={{args: {{model: {judge}, dtype: {arguments.dtype}}}, transform: {transform}, {shared}}}"]
+    if exact is not None:
+        scores = f'scorer: function, args: {{path: "{exact}"}}, transform: {arguments.transforms[0]}'
+        sides["exact"] = [f"scoring.process={{{scores}, {shared}}}"]
     if taken := [override for override in arguments.rl if override.removeprefix("+").startswith(FIXED)]:
         raise ConfigError(f"--rl {taken[0]}: the comparison sets this itself")
     figures: dict[str, list[float]] = {}
-    for seed in seeds:
+    for seed in arguments.seeds:
         for side, extra in sides.items() if seed % 2 else reversed(sides.items()):
             name, overrides = f"ppo-{side}-{seed}", [f"seed={seed}", f"model.path={policy}", *options, *arguments.rl, *extra]
             made_of = load_config(job, overrides).model_dump(mode="json", exclude={"name", "out", "tracking"})
-            made_of |= {"models": [fingerprint(resolve_model(str(model))) for model in (models if extra else models[:1])]}
+            used = models if side in arguments.transforms else models[:1]
+            made_of |= {"models": [fingerprint(resolve_model(str(model))) for model in used]}
             for key, value in kept(job.parent / f"{name}.json", made_of, partial(ppo, job, name, overrides, scorer)).items():
                 figures.setdefault(f"{side}: {key}", []).append(value)
     return figures
@@ -209,7 +218,7 @@ def main() -> None:
     loop = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=16", "trainer.samples_per_task=4"]
     looks = [f"trainer.eval_tasks={arguments.evaluated}", "trainer.eval_samples=2", "trainer.eval_every=0"]
     models, rates = (folder / "sft" / "model", folder / "prm" / "model"), ["learner.lr=3e-5", "learner.critic_lr=1e-3"]
-    figures = compare(job, "deduction", models, [*loop, *looks, *rates, "trainer.checkpoint_every=0"], arguments.seeds, arguments)
+    figures = compare(job, "deduction", models, [*loop, *looks, *rates, "trainer.checkpoint_every=0"], arguments)
     record(arguments.name, {k: str(v) for k, v in vars(arguments).items() if k != "name"}, reward_model | figures)
 
 

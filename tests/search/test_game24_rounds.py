@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.game24_rounds import step_records, write_gold, write_labels, write_plays
+from benchmarks.game24_rounds import exact_steps, step_records, write_gold, write_labels, write_plays
 from reasoner_ray.data import game24
 from reasoner_ray.data.game24 import Game24Task
 from reasoner_ray.data.number_games import is_reachable
@@ -52,6 +52,13 @@ def test_each_line_of_a_sample_is_labelled_by_the_exact_check(tmp_path: Path) ->
     results.write_text(json.dumps(search) + "\n")
     assert write_labels(results, tmp_path / "labels.jsonl") == {"solutions": 2.0, "right lines": 5 / 8, "further steps": 0.0}
     assert [r["labels"] for r in records(tmp_path / "labels.jsonl")] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_the_exact_scorer_reads_the_hand_from_the_prompt() -> None:
+    item = Game24Task(style="text", instruction="").train()[0]
+    first, *rest = str(item.info["solution"]).split("\n")
+    assert exact_steps(str(item.prompt), [first, *rest]) == [1.0] * 4
+    assert exact_steps(str(item.prompt), [first, "99 * 9 = 81 (left: 81)", *rest[1:]]) == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_steps_of_a_hand_are_right_and_wrong_ones() -> None:
