@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 TRANSFORMS = ("minimum", "difference", "shaping", "raw")
 NO_SCORER = "search.scorer={name: likelihood}"
 WINDOW = 5
-"""Steps at a run's beginning and at its end whose training answers are told as one figure each."""
+"""Steps at a run's beginning and at its end whose samples are told as one figure each."""
 FIXED = ("name", "out", "kind", "seed", "model.path", "scoring.process")
 """What ``--rl`` may not set: it tells the runs apart."""
 
@@ -140,7 +140,7 @@ def compare(
     arguments: argparse.Namespace,
     exact: str | None = None,
 ) -> dict[str, list[float]]:
-    """What ``ppo`` says of each run: lists over the seeds. The sides take turns.
+    """What ``looked_at`` says of each run, and its minutes: lists over the seeds. The sides take turns.
 
     ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
     ``arguments`` has ``seeds``, ``dtype`` and what ``add_rewards`` adds. ``exact`` (module:function) adds a side whose process rewards
@@ -163,25 +163,28 @@ def compare(
             made_of = load_config(job, overrides).model_dump(mode="json", exclude={"name", "out", "tracking"})
             used = models if side in arguments.transforms else models[:1]
             made_of |= {"models": [fingerprint(resolve_model(str(model))) for model in used]}
-            for key, value in kept(job.parent / f"{name}.json", made_of, partial(ppo, job, name, overrides, scorer)).items():
+            trained_in = kept(job.parent / f"{name}.json", made_of, partial(ppo, job, name, overrides))["minutes"]
+            for key, value in {"minutes": trained_in, **looked_at(job.parent / name, scorer)}.items():
                 figures.setdefault(f"{side}: {key}", []).append(value)
     return figures
 
 
-def ppo(job: Path, name: str, overrides: Sequence[str], scorer: str) -> dict[str, float]:
-    """One run of PPO: how often its samples of held-out questions were right before and after, and those of training questions in its
-    first and last steps, in percent; its minutes; and what the process scores were worth in its last step."""
+def ppo(job: Path, name: str, overrides: Sequence[str]) -> dict[str, float]:
+    """Train; the minutes it took."""
     _, minutes = reasoner("train", job, [f"name={name}", *overrides])
-    accuracy, earned = curve(job.parent / name, f"eval/{scorer}"), curve(job.parent / name, f"reward/{scorer}")
-    sampled = [100 * value for value in earned.values()]
-    window = min(WINDOW, max(1, len(sampled) // 2))
-    figures = {"held-out samples, before": 100 * accuracy[0], "held-out samples, after": 100 * accuracy[max(accuracy)], "minutes": minutes}
-    figures[f"training samples, first {window} steps"] = fmean(sampled[:window])
-    figures[f"training samples, last {window} steps"] = fmean(sampled[-window:])
-    for metric in ("correlation", "gap", "steps"):
-        values = curve(job.parent / name, f"process/{metric}")
-        if values:
-            figures[f"{metric} at the end"] = values[max(values)]
+    return {"minutes": minutes}
+
+
+def looked_at(run: Path, scorer: str) -> dict[str, float]:
+    """How often a run's samples of held-out questions were right before and after, and, in its first and last steps, how often those of
+    training questions were, in percent, what the process model gave them, and what that had to do with the truth."""
+    accuracy = curve(run, f"eval/{scorer}")
+    figures = {"held-out samples, before": 100 * accuracy[0], "held-out samples, after": 100 * accuracy[max(accuracy)]}
+    curves = {"training samples": [100 * value for value in curve(run, f"reward/{scorer}").values()]}
+    curves |= {f"process {name}": list(curve(run, f"process/{name}").values()) for name in ("score", "correlation", "gap", "steps")}
+    for name, values in curves.items():
+        if window := min(WINDOW, len(values) // 2):
+            figures[f"{name}, first steps"], figures[f"{name}, last steps"] = fmean(values[:window]), fmean(values[-window:])
     return figures
 
 
