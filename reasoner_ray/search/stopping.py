@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from reasoner_ray.errors import DataError
@@ -148,11 +149,14 @@ def calibrate(
     wave: int = 1,
     answers: AnswersBy = "majority",
 ) -> Calibration:
-    """The threshold that saves most tokens on recorded samples and costs at most ``tolerance`` of accuracy against all samples.
+    """The threshold that saves most tokens on recorded samples where it, and every stricter one, costs at most ``tolerance`` of accuracy.
 
-    There always is one: a threshold of 0 stops nowhere. Calibrate on training questions, report on held-out ones.
+    Against all samples. There always is one: a threshold of 0 stops nowhere. Thresholds are tried from the strictest on, and the first
+    that costs more ends the trial (fixed-sequence testing, as in Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052): the best
+    of many on few questions would be one whose lucky guesses make up for its errors. Calibrate on training questions, report on
+    held-out ones.
     """
     replay = Replay(recorded, settings, wave, answers)
-    tried = [replay.run(level) for level in replay.levels]
-    fit = [c for c in tried if c.accuracy >= c.fixed_accuracy - tolerance]
+    tried = (replay.run(level) for level in replay.levels)
+    fit = takewhile(lambda c: c.accuracy >= c.fixed_accuracy - tolerance, tried)
     return max(fit, key=lambda c: (c.tokens_saved, -c.threshold))

@@ -91,6 +91,19 @@ def test_calibration_saves_tokens_and_keeps_the_accuracy_it_was_asked_for() -> N
     assert later.accuracy >= later.fixed_accuracy - 0.03, "it holds on questions it was not calibrated on"
 
 
+def test_a_threshold_is_not_chosen_for_lucky_guesses_beyond_one_that_costs_too_much() -> None:
+    luckier = 0
+    for seed in range(30):
+        recorded = questions(24, seed)
+        replay = Replay(recorded, StoppingConfig())
+        found = calibrate(recorded, StoppingConfig(), tolerance=0.0)
+        tried = [replay.run(level) for level in replay.levels]
+        assert all(c.accuracy >= c.fixed_accuracy for c in tried if c.threshold <= found.threshold)
+        assert found.tokens_saved == max(c.tokens_saved for c in tried if c.threshold <= found.threshold)
+        luckier += any(c.accuracy >= c.fixed_accuracy and c.tokens_saved > found.tokens_saved for c in tried)
+    assert luckier, "in none of the sets a later threshold does as well: nothing was tested"
+
+
 def test_a_threshold_of_zero_stops_nowhere_and_nothing_recorded_is_said() -> None:
     never = Replay(questions(20), StoppingConfig()).run(0.0)
     assert (never.tokens_saved, never.accuracy) == (0.0, never.fixed_accuracy)
