@@ -418,8 +418,7 @@ def main() -> None:
         figures |= learn_by_search(job, folder, policy, arguments)
     if "control" in arguments.stages:
         figures |= learn_gold(job, folder, gold, policy, arguments)
-    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "judge_epochs")
-    of_judge |= settings_of(arguments, "misprints") if arguments.misprints else {}  # older records know none
+    of_judge = settings_of(arguments, "judged_questions", "judged_samples", "first_steps", "second_steps", "misprints", "judge_epochs")
     stage("judge", of_judge | policy, lambda: learn_judge(job, folder, arguments))
     if "methods" in arguments.stages:
         compare_methods(job, folder, arguments)

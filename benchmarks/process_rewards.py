@@ -38,8 +38,8 @@ TRANSFORMS = ("minimum", "difference", "shaping", "raw")
 NO_SCORER = "search.scorer={name: likelihood}"
 WINDOW = 5
 """Steps at a run's beginning and at its end whose samples are told as one figure each."""
-FIXED = ("name", "out", "kind", "seed", "model.path", "scoring.process")
-"""What ``--rl`` may not set: it tells the runs apart."""
+FIXED = ("name", "out", "kind", "seed", "model.path", "scoring.process", "trainer.eval_tasks")
+"""What ``--rl`` may not set: it tells the runs apart, or is what they are compared by."""
 
 
 def reasoner(command: str, job: Path, overrides: list[str]) -> tuple[str, float]:

@@ -152,9 +152,9 @@ def calibrate(
     """The threshold that saves most tokens on recorded samples where it, and every stricter one, costs at most ``tolerance`` of accuracy.
 
     Against all samples. There always is one: a threshold of 0 stops nowhere. Thresholds are tried from the strictest on, and the first
-    that costs more ends the trial (fixed-sequence testing, as in Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052): the best
-    of many on few questions would be one whose lucky guesses make up for its errors. Calibrate on training questions, report on
-    held-out ones.
+    that costs more ends the trial: the best of many on few questions would be one whose lucky guesses make up for its errors. The order
+    is that of fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052), but what is compared is the accuracy
+    as it was seen, without a test, so nothing is guaranteed of other questions. Calibrate on training questions, report on held-out ones.
     """
     replay = Replay(recorded, settings, wave, answers)
     tried = (replay.run(level) for level in replay.levels)
