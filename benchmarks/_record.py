@@ -87,7 +87,7 @@ def _short(value: Any) -> str:
 
 
 def _commit() -> str:
-    """The commit measured, marked where tracked files differ from it."""
+    """The commit measured, marked where tracked files differ from it; of a copy without git what ``$MEASURED_COMMIT`` says."""
     root = Path(__file__).parent.parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
@@ -95,7 +95,7 @@ def _commit() -> str:
         status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"]
         changed = subprocess.run(status, cwd=root, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
+        return os.environ.get("MEASURED_COMMIT", "not a git checkout")
     return head + ("+changes" if changed.strip() else "")
 
 

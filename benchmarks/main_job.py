@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=Path, nargs="+", default=JOBS)
     parser.add_argument("--out", type=Path, default=Path("runs/main_job"), help="folder that holds the runs' folders")
     parser.add_argument("--overrides", nargs="*", default=[], help="for example trainer.steps=40")
+    parser.add_argument("--name", default="main_job", help="of the record and its picture")
     args = parser.parse_args()
     args.out = args.out.resolve()
     try:
@@ -96,15 +97,15 @@ def main() -> None:
         for seed in range(args.seeds):
             for job, config in jobs.items():
                 name = f"{config.name}-s{seed}"
-                own = [f"seed={seed}", f"name={name}", f"out={args.out}", "tracking.wandb=offline"]
-                results[job].append(run_job(job, [*args.overrides, *own]))
+                own = [f"seed={seed}", f"name={name}", f"out={args.out}"]
+                results[job].append(run_job(job, ["tracking.wandb=offline", *args.overrides, *own]))
                 folders.append(args.out / name)
         figures: dict[str, Any] = {}
         for job, config in jobs.items():
             figures |= figures_of(config.algorithm.name, results[job])
         settings = {job.name: config.model_dump(mode="json") for job, config in jobs.items()}
-        record("main_job", settings={"seeds": args.seeds, "overrides": args.overrides, **settings}, figures=figures)
-        picture = RESULTS / "main_job.png"
+        record(args.name, settings={"seeds": args.seeds, "overrides": args.overrides, **settings}, figures=figures)
+        picture = RESULTS / f"{args.name}.png"
         plot_runs(folders, picture, title=f"SmolLM2-135M, {args.seeds} seeds")
         print(f"drawn to {picture}")
     except ReasonerError as error:

@@ -1,8 +1,8 @@
 """Search trees side by side on one engine, against one tree at a time; and the prompt tokens that shared prefixes save.
 
-The same MCTS-alpha searches with the real model in float32: all of them at once, and one after the other, in turns. Both begin
-with an empty cache: the engine is reseeded, which sets what was computed before apart. Prompt tokens are those of every sampled
-sequence; without sharing all of them would be computed.
+The same MCTS-alpha searches with the real model (in float32 on a CPU, in bfloat16 on a GPU): all of them at once, and one after the
+other, in turns. Both begin with an empty cache: the engine is reseeded, which sets what was computed before apart. Prompt tokens are
+those of every sampled sequence; without sharing all of them would be computed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from benchmarks._record import ratios, record
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.data.tasks import Item
@@ -22,12 +24,12 @@ from reasoner_ray.rollout.stepping import SteppingEngine
 from reasoner_ray.rollout.worker import RolloutWorker
 
 
-def job(model: str, trees: int) -> JobConfig:
+def job(model: str, trees: int, dtype: str) -> JobConfig:
     """Steps of four tokens, six of them: a tree of a few hundred tokens over a prompt of about a hundred."""
     return parse_config(
         {
             "name": "search-throughput",
-            "model": {"path": model, "dtype": "float32"},
+            "model": {"path": model, "dtype": dtype},
             "task": {"name": "arithmetic", "args": {"digits": 3, "shots": 8}},
             "rollout": {
                 "episode": "search_solutions",
@@ -91,15 +93,18 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=8, help="trees of the other side, whose tokens a second do not depend on their number")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    config = job(args.model, args.trees)
+    cuda = torch.cuda.is_available()
+    dtype = "bfloat16" if cuda else "float32"
+    config = job(args.model, args.trees, dtype)
     model = resolve_model(args.model)
-    engine = SteppingEngine(EngineSettings(model=model, dtype="float32", max_context=256, seed=1))
+    engine = SteppingEngine(EngineSettings(model=model, dtype=dtype, max_context=256, seed=1, gpu_memory_utilization=0.3))
     try:
         worker = RolloutWorker(config, engine, load_tokenizer(model))
         figures = asyncio.run(measure(worker, args.trees, args.alone, args.repeats))
     finally:
         engine.shutdown()
-    record("search_throughput", settings={**vars(args), "dtype": "float32", "search": config.search.model_dump()}, figures=figures)
+    name = "search_throughput_cuda" if cuda else "search_throughput"
+    record(name, settings={**vars(args), "dtype": dtype, "search": config.search.model_dump()}, figures=figures)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,12 @@ class RolloutConfig(Section):
     collect: CollectConfig = CollectConfig()
     max_groups_per_worker: int = Field(64, ge=1, description="groups an actor works on at once")
     kv_cache_gb: float = Field(1.0, gt=0, description="CPU engines: memory for the KV cache, GB")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    gpus: float | None = Field(
+        None, gt=0, le=1, description="GPU an actor reserves with Ray; None: tensor_parallel, or a part where there are too few GPUs"
+    )
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="part of its GPU's memory that an engine takes; None: 0.85, less where it shares the GPU"
+    )
     cpus: float = Field(1, ge=0, description="Ray CPUs an actor reserves")
     torch_threads: int | None = Field(None, ge=1, description="CPU threads of an engine; None: all cores it may use")
     restart_limit: int = Field(3, ge=0, description="times an actor may be restarted before the job ends")
@@ -137,7 +142,8 @@ class SyncConfig(Section):
     """How weights reach the rollout engines."""
 
     backend: Literal["auto", "object_store", "nccl", "ipc"] = Field(
-        "auto", description="auto: nccl between GPUs, object_store elsewhere; ipc: engine i shares the GPU of learner rank i"
+        "auto",
+        description="auto: nccl between GPUs, ipc where engine i shares the GPU of learner rank i, object_store elsewhere",
     )
     bucket_mb: int = Field(256, ge=1)
     probe_every: int = Field(10, ge=1, description="syncs between checks that rollout and learner log-probs agree")
@@ -282,6 +288,8 @@ def _rollout_problems(rollout: RolloutConfig) -> list[str]:
 
     EPISODES.get(rollout.episode)
     problems = []
+    if rollout.gpus is not None and rollout.tensor_parallel > 1:
+        problems.append(f"rollout.gpus: an engine of rollout.tensor_parallel={rollout.tensor_parallel} has whole GPUs; leave it out")
     if rollout.episode == "single_turn" and rollout.max_turns > 1:
         problems.append(f"rollout.max_turns: single_turn never has {rollout.max_turns} turns; set rollout.episode=multi_turn")
     if rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0:

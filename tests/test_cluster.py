@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from reasoner_ray.config import load_config
 from reasoner_ray.doctor import Check
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
 from reasoner_ray.trainer import launch
-from reasoner_ray.trainer.launch import check_resources, connect
+from reasoner_ray.trainer.launch import connect
+from reasoner_ray.trainer.placement import check_resources, place
 from tests.test_runs import Run, job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +78,46 @@ def test_models_of_steps_need_room_beside_engines() -> None:
     rewarded = ["scoring.process={scorer: prm, args: {model: m}, separator: ' '}"]
     with pytest.raises(ConfigError, match=r"need 3 GPUs with 1 for models"):
         check_resources(load_config(None, rewarded), {"CPU": 8.0, "GPU": 2.0})
+
+
+SEARCH = ["rollout.episode=search_solutions", "search.method=mcts", "search.scorer={name: prm, args: {model: m}}"]
+REWARDED = ["scoring.process={scorer: prm, args: {model: m}, separator: ' '}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "training", "placed"),
+    [
+        ([], 1, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "rollout.gpu_memory_utilization": 0.4, "sync.backend": "ipc"}),
+        (["sync.backend=ipc"], 8, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "ipc"}),
+        (["sync.backend=object_store"], 1, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "object_store"}),
+        (["rollout.engine=stepping"], 1, True, {"rollout.gpus": 0.5, "sync.backend": "object_store"}),
+        (["rollout.workers=3"], 2, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "object_store"}),
+        (["rollout.gpus=0.7", "learner.gpus=0.3"], 1, True, {"rollout.gpus": 0.7, "learner.gpus": 0.3, "sync.backend": "ipc"}),
+        (["rollout.gpu_memory_utilization=0.1"], 1, True, {"rollout.gpu_memory_utilization": 0.1, "sync.backend": "ipc"}),
+        (SEARCH, 1, False, {"rollout.gpus": 0.5, "search.scorer.args": {"model": "m", "gpus": 0.5}}),
+        ([*SEARCH, "search.scorer.args.gpus=0.2"], 1, False, {"rollout.gpus": 0.5, "search.scorer.args": {"model": "m", "gpus": 0.2}}),
+        (REWARDED, 1, True, {"rollout.gpus": 0.3333, "learner.gpus": 0.3333, "scoring.process.args": {"model": "m", "gpus": 0.3333}}),
+        (REWARDED, 2, True, {"rollout.gpus": 0.5, "scoring.process.args": {"model": "m"}, "sync.backend": "ipc"}),
+        ([], 2, True, {"rollout.gpus": None, "learner.gpus": None, "rollout.gpu_memory_utilization": None, "sync.backend": "auto"}),
+        ([], 0, True, {"rollout.gpus": None, "sync.backend": "auto"}),
+        (["kind=sft", "learner.critic=none"], 1, True, {"rollout.gpus": None, "learner.gpus": None}),
+    ],
+)
+def test_actors_share_gpus_where_there_are_too_few(overrides: list[str], gpus: int, training: bool, placed: dict[str, object]) -> None:
+    """What a job says itself stays; models of steps share only where the rest alone would not do."""
+    config = place(load_config(None, overrides), {"CPU": 8.0, "GPU": float(gpus)}, training=training)
+    assert {key: reduce(getattr, key.split("."), config) for key in placed} == placed
+
+
+@pytest.mark.parametrize("overrides", [["rollout.workers=4"], ["sync.backend=nccl"], ["rollout.tensor_parallel=2"]])
+def test_what_does_not_fit_on_one_gpu_even_so_is_refused(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match="GPUs; the cluster has 1"):
+        place(load_config(None, overrides), {"CPU": 8.0, "GPU": 1.0})
+
+
+def test_a_whole_group_of_gpus_is_no_part_of_one() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.gpus: an engine of rollout\.tensor_parallel=2 has whole GPUs"):
+        load_config(None, ["rollout.tensor_parallel=2", "rollout.gpus=0.5"])
 
 
 def test_an_evaluation_needs_no_room_for_learners() -> None:

@@ -20,7 +20,8 @@ from reasoner_ray.labels.report import lines_of, summarise
 from reasoner_ray.labels.store import JOURNAL, export, remove_labels
 from reasoner_ray.progress import Counter, show_progress
 from reasoner_ray.rollout.pool import RolloutPool
-from reasoner_ray.trainer.launch import check_resources, connect, load_task
+from reasoner_ray.trainer.launch import connect, load_task
+from reasoner_ray.trainer.placement import place
 
 if TYPE_CHECKING:
     from reasoner_ray.trainer.parts import GroupResult
@@ -47,9 +48,9 @@ def label(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
         if todo:
             connect(config)
             try:
-                check_resources(config, ray.cluster_resources(), training=False)
+                placed = place(config, ray.cluster_resources(), training=False)
                 with show_progress("questions", len(items), len(items) - len(todo)) as progress:
-                    asyncio.run(_label_all(RolloutPool(config), todo, config, journal, progress))
+                    asyncio.run(_label_all(RolloutPool(placed), todo, config, journal, progress))
             except KeyboardInterrupt:
                 print(
                     f"{len(journal.done)} questions are labelled; go on with: reasoner label {folder / 'config.yaml'} --resume", flush=True

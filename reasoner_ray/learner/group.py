@@ -18,7 +18,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from reasoner_ray.errors import EnvironmentProblem, LearnerLost, ReasonerError
 from reasoner_ray.settings import learner_environment, usable_cores
-from reasoner_ray.sync.backends import NativePush, PushSettings, on_shared_gpu, resolve_backend, updates_done
+from reasoner_ray.sync.backends import NativePush, PushSettings, on_shared_gpu, rank_gpus, resolve_backend, updates_done
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -131,7 +131,7 @@ class LearnerGroup:
         Raises ``EnvironmentProblem`` where the cluster has no room for them, and what ``Learner`` raises.
         """
         learner, cluster = self._config.learner, self._config.cluster
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        gpus = rank_gpus(self._config) if ray.cluster_resources().get("GPU", 0) > 0 else 0
         options: dict[str, Any] = {
             "num_cpus": learner.cpus,
             "num_gpus": gpus,

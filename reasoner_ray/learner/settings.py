@@ -29,6 +29,9 @@ class LearnerConfig(Section):
     """DeepSpeed learners."""
 
     ranks: int = Field(1, ge=1, description="learner actors, one DeepSpeed rank each")
+    gpus: float | None = Field(
+        None, gt=0, le=1, description="GPU a rank reserves with Ray; None: a whole one, or a part where there are too few GPUs"
+    )
     zero_stage: Literal[0, 1, 2, 3] = 0
     lr: float = Field(1e-6, gt=0)
     critic_lr: float = Field(1e-5, gt=0)

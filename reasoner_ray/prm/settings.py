@@ -212,3 +212,17 @@ def step_model_gpus(config: JobConfig, *, training: bool) -> float:
     if searches and get_method(search).uses_scorer(search) and search.scorer.name == "prm" and search.scorer.args not in asked:
         asked.append(search.scorer.args)
     return sum((1.0 if args.get("gpus") is None else float(args["gpus"])) * int(args.get("workers", 1)) for args in asked)
+
+
+def with_step_model_gpus(config: JobConfig, gpus: float) -> JobConfig:
+    """``config`` with ``gpus`` for each actor of a model of steps, where the job names no number itself."""
+
+    def told(scorer: str, args: dict[str, Any]) -> dict[str, Any]:
+        return args | {"gpus": gpus} if scorer == "prm" and args.get("gpus") is None else args
+
+    process, scoring, search = config.scoring.process, config.scoring, config.search
+    if process is not None:
+        process = process.model_copy(update={"args": told(process.scorer, process.args)})
+        scoring = scoring.model_copy(update={"process": process})
+    scorer = search.scorer.model_copy(update={"args": told(search.scorer.name, search.scorer.args)})
+    return config.model_copy(update={"scoring": scoring, "search": search.model_copy(update={"scorer": scorer})})

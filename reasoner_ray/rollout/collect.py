@@ -18,7 +18,8 @@ from reasoner_ray.journal import Journal, entries
 from reasoner_ray.progress import Counter, show_progress
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.pool import ScorerPool
-from reasoner_ray.trainer.launch import check_resources, connect, load_task
+from reasoner_ray.trainer.launch import connect, load_task
+from reasoner_ray.trainer.placement import place
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -43,9 +44,9 @@ def collect(config: JobConfig) -> dict[str, float]:
         if todo:
             connect(config)
             try:
-                check_resources(config, ray.cluster_resources(), training=False)
+                placed = place(config, ray.cluster_resources(), training=False)
                 with show_progress("groups", len(groups), len(groups) - len(todo)) as progress:
-                    asyncio.run(_collect(config, todo, journal, progress))
+                    asyncio.run(_collect(placed, todo, journal, progress))
             finally:
                 ray.shutdown()
         figures = write(part, out, set(groups))

@@ -70,6 +70,10 @@ class EngineStats:
     waiting: int = 0  # requests
 
 
+MEMORY_ALONE = 0.85
+"""Part of a GPU's memory for an engine that shares it with nobody."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What an engine is built from."""
@@ -80,7 +84,7 @@ class EngineSettings:
     seed: int = 0
     tensor_parallel: int = 1
     kv_cache_gb: float = 1.0  # CPU
-    gpu_memory_utilization: float = 0.85  # GPU
+    gpu_memory_utilization: float = MEMORY_ALONE  # GPU
     threads: int | None = None  # CPU threads; None: as many as the process may use cores
     trust_remote_code: bool = False
     weight_backend: str = "object_store"
@@ -98,7 +102,7 @@ class EngineSettings:
             seed=config.seed + 7919 * index,
             tensor_parallel=config.rollout.tensor_parallel,
             kv_cache_gb=config.rollout.kv_cache_gb,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or MEMORY_ALONE,
             threads=config.rollout.torch_threads,
             trust_remote_code=config.model.trust_remote_code,
             weight_backend=weight_backend,

@@ -23,7 +23,7 @@ from reasoner_ray.rollout.actor import RolloutActor
 from reasoner_ray.rollout.engine import EngineBroken
 from reasoner_ray.rollout.room import check_cluster, check_room, engine_needs
 from reasoner_ray.rollout.worker import EngineKind, Mode
-from reasoner_ray.sync.backends import Backend, NativePush, on_shared_gpu, resolve_backend
+from reasoner_ray.sync.backends import Backend, NativePush, engine_gpus, on_shared_gpu, resolve_backend
 from reasoner_ray.trainer.fleet import Event, Fleet, State
 from reasoner_ray.trainer.parts import GroupResult
 
@@ -176,7 +176,8 @@ class RolloutPool:
                 resources=dict(self.config.cluster.rollout_resources),
                 max_concurrency=CONCURRENCY,
                 runtime_env={"env_vars": variables},
-                **{"num_gpus": rollout.tensor_parallel if self._has_gpus else 0, **on_shared_gpu(self._shared_gpus, engine.index)},
+                num_gpus=engine_gpus(self.config) if self._has_gpus else 0,
+                **on_shared_gpu(self._shared_gpus, engine.index),
             )
             .remote(self.config, engine.index, engine.name, kind, self._backend)
         )

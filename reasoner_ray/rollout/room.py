@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from reasoner_ray.errors import EnvironmentProblem
+from reasoner_ray.sync.backends import engine_gpus
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -18,7 +19,7 @@ ROOM_SECONDS = 10.0
 
 def engine_needs(config: JobConfig, *, gpus: bool) -> dict[str, float]:
     """Ray resources of one engine, on a cluster with GPUs or without."""
-    of_gpus = {"GPU": float(config.rollout.tensor_parallel)} if gpus else {}
+    of_gpus = {"GPU": engine_gpus(config)} if gpus else {}
     return {"CPU": config.rollout.cpus, **of_gpus, **config.cluster.rollout_resources}
 
 

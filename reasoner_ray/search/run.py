@@ -35,8 +35,9 @@ from reasoner_ray.search.results import (
 )
 from reasoner_ray.search.settings import StoppingConfig
 from reasoner_ray.search.stopping import Calibration, calibrate
-from reasoner_ray.trainer.launch import IfExists, check_resources, connect, load_task
+from reasoner_ray.trainer.launch import IfExists, connect, load_task
 from reasoner_ray.trainer.parts import Judges, Plays
+from reasoner_ray.trainer.placement import place
 from reasoner_ray.yaml_text import read_yaml
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ def search(config: JobConfig, if_exists: IfExists = "error") -> dict[str, Any]:
             raise DataError(f"{file.path} holds item {strange[0]!r}, which is none of this job's; take --overwrite, or another name=...")
         connect(config)
         try:
-            check_resources(config, ray.cluster_resources(), training=False)
+            placed = place(config, ray.cluster_resources(), training=False)
             with show_progress("items", len(items), len(file.records)) as progress:
-                asyncio.run(_search(config, items, tokenizer, file, lambda record: progress.advance(standing(file.records))))
+                asyncio.run(_search(placed, items, tokenizer, file, lambda record: progress.advance(standing(file.records))))
         finally:
             ray.shutdown()
     found = summarise_results(file.records, config.search.right_from)

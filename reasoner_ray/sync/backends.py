@@ -37,6 +37,10 @@ def resolve_backend(config: JobConfig, *, gpus: bool) -> Backend:
         )
     if stepping:
         raise ConfigError(f"sync.backend: {name} needs rollout.engine=async; with rollout.engine=stepping take sync.backend=object_store")
+    if name == "nccl" and min(engine_gpus(config), rank_gpus(config)) < 1:
+        raise ConfigError(
+            "sync.backend: nccl connects whole GPUs, so rollout.gpus and learner.gpus must be left out; or take sync.backend=ipc"
+        )
     if name == "ipc" and (config.rollout.tensor_parallel > 1 or config.rollout.workers > config.learner.ranks):
         raise ConfigError(
             "sync.backend: ipc shares each learner rank's GPU with one engine, so rollout.tensor_parallel must be 1 and "
@@ -46,24 +50,34 @@ def resolve_backend(config: JobConfig, *, gpus: bool) -> Backend:
 
 
 def reserve_shared_gpus(config: JobConfig) -> Any:
-    """A placement group for ``ipc``: bundle i is one GPU, with room for learner rank i and engine i."""
+    """A placement group for ``ipc``: bundle i is on one GPU, with room for learner rank i and engine i (``trainer.placement.place``)."""
     import ray
 
     rollout, learner, cluster = config.rollout, config.learner, config.cluster
-    bundle = {"GPU": 1.0, "CPU": rollout.cpus + learner.cpus}
+    bundle = {"GPU": engine_gpus(config) + rank_gpus(config), "CPU": rollout.cpus + learner.cpus}
     for needs in (cluster.rollout_resources, cluster.learner_resources):
         for name, amount in needs.items():
             bundle[name] = bundle.get(name, 0.0) + amount
     return ray.util.placement_group([{k: v for k, v in bundle.items() if v}] * learner.ranks)
 
 
+def engine_gpus(config: JobConfig) -> float:
+    """GPUs that an engine reserves where there are any."""
+    return config.rollout.gpus or float(config.rollout.tensor_parallel)
+
+
+def rank_gpus(config: JobConfig) -> float:
+    """GPUs that a learner rank reserves where there are any."""
+    return config.learner.gpus or 1.0
+
+
 def on_shared_gpu(group: Any, index: int) -> dict[str, Any]:
-    """Actor options that take half of GPU ``index`` of ``reserve_shared_gpus``; none without a group."""
+    """Actor options that place it in bundle ``index`` of ``reserve_shared_gpus``; none without a group."""
     if group is None:
         return {}
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    return {"num_gpus": 0.5, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)}
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -22,7 +22,6 @@ from reasoner_ray.errors import CheckpointError, ConfigError, DataError, Environ
 from reasoner_ray.learner.group import LearnerGroup
 from reasoner_ray.models import check_tokenizer_matches, load_tokenizer, resolve_dtype, resolve_model
 from reasoner_ray.prm.conditioning import best_control
-from reasoner_ray.prm.settings import step_model_gpus
 from reasoner_ray.rollout.pool import RolloutPool
 from reasoner_ray.scoring.base import reward_terms
 from reasoner_ray.scoring.pool import ScorerPool
@@ -30,6 +29,7 @@ from reasoner_ray.sync.backends import reserve_shared_gpus, resolve_backend
 from reasoner_ray.trainer.checkpoint import check_resumable, list_checkpoints, read_driver_state
 from reasoner_ray.trainer.driver import Parts, TrainerDriver
 from reasoner_ray.trainer.metrics import evaluation_metrics
+from reasoner_ray.trainer.placement import place
 from reasoner_ray.trainer.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def train(config: JobConfig, if_exists: IfExists = "error") -> dict[str, float]:
         check_resumable(read_driver_state(checkpoint), config.trainer, DataOrder(task.train(), config.seed))
     connect(config)
     try:
-        check_resources(config, ray.cluster_resources())
+        placed = place(config, ray.cluster_resources())
         make_run_folder(config, if_exists)  # only now, so that a refused job leaves everything as it was
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
-        driver = TrainerDriver(config, build_parts(config, task, tracker))
+        driver = TrainerDriver(config, build_parts(placed, task, tracker))
         return run_driver(driver, checkpoint)
     finally:
         ray.shutdown()
@@ -128,9 +128,9 @@ def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
     if not items:
         raise ConfigError("trainer.eval_tasks is 0, so there is nothing to evaluate")
     connect(config)
-    pool, scorers = RolloutPool(config), ScorerPool(config)
 
-    async def run() -> dict[str, float]:
+    async def run(placed: JobConfig) -> dict[str, float]:
+        pool, scorers = RolloutPool(placed), ScorerPool(placed)
         try:
             await asyncio.gather(pool.start(), scorers.start())
             await pool.assume_synced(version=0)
@@ -141,8 +141,7 @@ def evaluate(config: JobConfig, model: str | None = None) -> dict[str, float]:
             await asyncio.gather(pool.stop(), scorers.stop())
 
     try:
-        check_resources(config, ray.cluster_resources(), training=False)
-        return asyncio.run(run())
+        return asyncio.run(run(place(config, ray.cluster_resources(), training=False)))
     finally:
         ray.shutdown()
 
@@ -257,42 +256,6 @@ def _must_answer(address: str) -> None:
             f"no Ray cluster answers at {address} (cluster.address): {error.strerror or error}. Start one with `ray start --head`, or "
             "leave cluster.address out for a local one"
         ) from error
-
-
-def check_resources(config: JobConfig, available: Mapping[str, float], *, training: bool = True) -> None:
-    """Refuse a job that the cluster can never place: Ray would wait for ever without a word. Raises ``ConfigError``.
-
-    Without ``training`` (an evaluation) no learner is placed; supervised training places no engine.
-    """
-    engines, ranks = 0 if training and config.kind != "rl" else config.rollout.workers, config.learner.ranks if training else 0
-    gpus = available.get("GPU", 0)
-    shared = resolve_backend(config, gpus=gpus > 0) == "ipc" and training
-    if gpus:
-        steps = step_model_gpus(config, training=training) if engines else 0
-        wanted = steps + (ranks if shared else engines * config.rollout.tensor_parallel + ranks)
-        if wanted > gpus:
-            also = (
-                f" with {steps:g} for models that judge steps (args.gpus times args.workers of scoring.process, search.scorer)"
-                if steps
-                else ""
-            )
-            raise ConfigError(
-                f"rollout.workers={engines} of rollout.tensor_parallel={config.rollout.tensor_parallel} GPUs and learner.ranks={ranks} "
-                f"need {wanted:g} GPUs{also}; the cluster has {gpus:g}"
-            )
-    elif config.rollout.tensor_parallel > 1:
-        raise ConfigError(f"rollout.tensor_parallel={config.rollout.tensor_parallel}: the cluster has no GPUs, so it must be 1")
-    wanted_cpus = engines * config.rollout.cpus + ranks * config.learner.cpus + config.scoring.workers * config.scoring.cpus
-    if wanted_cpus > available.get("CPU", 0):
-        raise ConfigError(
-            f"rollout.cpus, learner.cpus and scoring.cpus add up to {wanted_cpus:g} CPUs; the cluster has {available.get('CPU', 0):g}. "
-            "Lower them (they are reservations, not limits) or the number of actors"
-        )
-    custom = {"rollout": config.cluster.rollout_resources, "learner": config.cluster.learner_resources if training else {}}
-    for section, needs in custom.items():
-        for name, amount in needs.items():
-            if amount > available.get(name, 0):
-                raise ConfigError(f"cluster.{section}_resources.{name}: {amount:g} wanted, the cluster offers {available.get(name, 0):g}")
 
 
 def build_parts(config: JobConfig, task: Task, tracker: Tracker) -> Parts:

@@ -25,6 +25,7 @@ from reasoner_ray.prm.judge import verdict_logits
 from reasoner_ray.prm.metrics import step_metrics, value_metrics
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.checkpoint import check_resumable, read_driver_state
+from reasoner_ray.trainer.placement import check_resources
 from reasoner_ray.trainer.stepwise import StepDriver
 from reasoner_ray.trainer.tracking import Tracker
 from reasoner_ray.trajectory import Trajectory, flatten
@@ -52,7 +53,7 @@ def train(config: JobConfig, if_exists: launch.IfExists = "error") -> dict[str, 
         _check_resumable(read_driver_state(checkpoint), config, order)
     launch.connect(config)
     try:
-        launch.check_resources(config, ray.cluster_resources())
+        check_resources(config, ray.cluster_resources())
         launch.make_run_folder(config, if_exists)
         tracker = Tracker(config, config.run_dir, resume=checkpoint is not None)
         parts = Parts(learners=LearnerGroup(config), tracker=tracker, order=order, held_out=held_out, left_out=left_out)

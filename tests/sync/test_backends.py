@@ -10,7 +10,7 @@ import torch
 from reasoner_ray.config import JobConfig, parse_config
 from reasoner_ray.errors import ConfigError
 from reasoner_ray.sync.backends import PushSettings, resolve_backend
-from reasoner_ray.trainer.launch import check_resources
+from reasoner_ray.trainer.placement import check_resources, place
 
 
 def job(backend: str, **sections: Any) -> JobConfig:
@@ -31,16 +31,18 @@ def test_gpu_transports_are_refused_before_anything_starts(name: str) -> None:
         check_resources(job(name), {"CPU": 64})
     with pytest.raises(ConfigError, match=r"rollout\.engine=async"):
         check_resources(job(name, rollout={"engine": "stepping"}), {"CPU": 64, "GPU": 8})
-    check_resources(job(name), {"CPU": 64, "GPU": 8})
+    place(job(name), {"CPU": 64, "GPU": 8})
 
 
 def test_ipc_puts_an_engine_beside_a_rank() -> None:
-    check_resources(job("ipc"), {"CPU": 64, "GPU": 1})
+    place(job("ipc"), {"CPU": 64, "GPU": 1})
     with pytest.raises(ConfigError, match="need 2 GPUs"):
         check_resources(job("nccl"), {"CPU": 64, "GPU": 1})
+    with pytest.raises(ConfigError, match=r"nccl connects whole GPUs"):
+        place(job("nccl", rollout={"gpus": 0.5}), {"CPU": 64, "GPU": 8})
     for rollout in ({"workers": 2}, {"tensor_parallel": 2}):
         with pytest.raises(ConfigError, match=r"learner\.ranks=1"):
-            check_resources(job("ipc", rollout=rollout), {"CPU": 64, "GPU": 8})
+            place(job("ipc", rollout=rollout), {"CPU": 64, "GPU": 8})
 
 
 def test_engines_get_ranks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
