@@ -209,7 +209,8 @@ def send_native(learner: Any, settings: PushSettings, actors: Sequence[Any], add
     """Send a learner rank's weights to ``actors`` by ``nccl`` or ``ipc``; every rank calls it at once.
 
     Connects anew where the engines are others than last time. ``address`` and ``port`` are rank 0's, free for NCCL to meet.
-    ``ipc`` has run on a GPU; ``nccl``, which needs two, has not: tests replace the collective. Raises Ray's errors where an engine does not answer.
+    ``ipc`` has run on a GPU; ``nccl``, which needs two, has not: tests replace the collective. Raises Ray's errors where an engine does
+    not answer.
     """
     key = tuple(actor._actor_id.hex() for actor in actors)
     known = _SENDERS.pop(settings.backend, None)  # one that fails is not used again
