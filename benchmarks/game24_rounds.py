@@ -127,7 +127,7 @@ def write_job(folder: Path, gold: Path, arguments: argparse.Namespace) -> Path:
     job.write_text(
         f"""
 out: {folder}
-model: {{path: {folder / "start"}}}
+model: {{path: {folder / "start"}, dtype: {arguments.dtype}}}
 task: {{name: game24}}
 rollout: {{max_new_tokens: 112, max_context: 160, kv_cache_gb: 1, max_groups_per_worker: 128}}
 learner: {{lr: 1.0e-3, critic_lr: 1.0e-3, warmup_steps: 20, tokens_per_microbatch: 8192}}
@@ -379,7 +379,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="game24_rounds", help="of the record")
     parser.add_argument("--tiny", action="store_true", help="a model and sizes that mean nothing")
     arguments = parser.parse_args()
-    arguments.dtype = "auto"
     if arguments.tiny:
         tiny: dict[str, Any] = {"width": 64, "layers": 2, "taught": 0.1, "solutions": 8, "plays": 640, "epochs": 1, "epochs_a_round": 1}
         tiny |= {"rounds": 1, "questions": 48, "samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1]}

@@ -143,7 +143,7 @@ def compare(
     """What ``looked_at`` says of each run, and its minutes: lists over the seeds. The sides take turns.
 
     ``scorer`` judges the outcome. ``models`` are the policy and the process reward model, ``options`` of the job what all runs share;
-    ``arguments`` has ``seeds``, ``dtype`` and what ``add_rewards`` adds. ``exact`` (module:function) adds a side whose process rewards
+    ``arguments`` has ``seeds`` and what ``add_rewards`` adds. ``exact`` (module:function) adds a side whose process rewards
     are that function's, with the first transform. A run whose job or models changed is refused. Raises ``ConfigError``.
     """
     policy, judge = models
@@ -189,7 +189,8 @@ def looked_at(run: Path, scorer: str) -> dict[str, float]:
 
 
 def add_rewards(parser: argparse.ArgumentParser, transform: str) -> None:
-    """What ``compare`` asks of its arguments beside ``dtype``."""
+    """What ``compare`` asks of its arguments."""
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of all models")
     parser.add_argument("--weight", type=float, default=0.5, help="of the process rewards beside the outcome")
     parser.add_argument("--transforms", nargs="+", default=[transform], choices=TRANSFORMS, help="of the scores, one side of PPO each")
     parser.add_argument(
@@ -209,7 +210,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of PPO; none: the policy and the reward model alone")
     parser.add_argument("--evaluated", type=int, default=128, help="held-out questions before and after PPO, two samples of each")
     add_rewards(parser, "minimum")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="of all models")
     parser.add_argument("--folder", type=Path, default=Path("runs/process_rewards"))
     parser.add_argument("--name", default="process_rewards", help="of the record")
     arguments = parser.parse_args()
