@@ -32,6 +32,7 @@ from reasoner_ray.prm.settings import (
 from reasoner_ray.rounds.settings import RoundsConfig, rounds_numbers, rounds_problems
 from reasoner_ray.search.settings import SearchConfig
 from reasoner_ray.section import Section
+from reasoner_ray.sync.backends import engine_gpus, rank_gpus
 from reasoner_ray.yaml_text import read_yaml, write_yaml
 
 Positive = Field(gt=0)
@@ -372,8 +373,8 @@ def derived_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "trajectories in all": t.steps * t.tasks_per_step * t.samples_per_task,
         "groups admitted at most at once": (t.max_staleness + 1) * t.tasks_per_step,
         "new tokens a step at most": t.tasks_per_step * t.samples_per_task * config.rollout.max_new_tokens * config.rollout.max_turns,
-        "engine GPUs where there are GPUs": config.rollout.workers * config.rollout.tensor_parallel,
-        "learner GPUs where there are GPUs": learner.ranks,
+        "engine GPUs where there are GPUs": config.rollout.workers * engine_gpus(config),
+        "learner GPUs where there are GPUs": learner.ranks * rank_gpus(config),
         "run folder": str(config.run_dir),
     }
 

@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from reasoner_ray.config import load_config
 from reasoner_ray.doctor import Check
 from reasoner_ray.errors import ConfigError, EnvironmentProblem
+from reasoner_ray.sync.backends import part_of_memory
 from reasoner_ray.trainer import launch
 from reasoner_ray.trainer.launch import connect
 from reasoner_ray.trainer.placement import check_resources, place
@@ -87,15 +88,18 @@ REWARDED = ["scoring.process={scorer: prm, args: {model: m}, separator: ' '}"]
 @pytest.mark.parametrize(
     ("overrides", "gpus", "training", "placed"),
     [
-        ([], 1, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "rollout.gpu_memory_utilization": 0.4, "sync.backend": "ipc"}),
+        ([], 1, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "ipc"}),
         (["sync.backend=ipc"], 8, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "ipc"}),
         (["sync.backend=object_store"], 1, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "object_store"}),
         (["rollout.engine=stepping"], 1, True, {"rollout.gpus": 0.5, "sync.backend": "object_store"}),
         (["rollout.workers=3"], 2, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "object_store"}),
+        (["rollout.workers=2", "learner.ranks=2"], 2, True, {"rollout.gpus": 0.5, "learner.gpus": 0.5, "sync.backend": "ipc"}),
         (["rollout.gpus=0.7", "learner.gpus=0.3"], 1, True, {"rollout.gpus": 0.7, "learner.gpus": 0.3, "sync.backend": "ipc"}),
-        (["rollout.gpu_memory_utilization=0.1"], 1, True, {"rollout.gpu_memory_utilization": 0.1, "sync.backend": "ipc"}),
+        (["rollout.gpus=0.7"], 2, True, {"rollout.gpus": 0.7, "learner.gpus": 0.3, "sync.backend": "ipc"}),
+        (["learner.gpus=0.8"], 1, True, {"rollout.gpus": 0.2, "learner.gpus": 0.8, "sync.backend": "ipc"}),
         (SEARCH, 1, False, {"rollout.gpus": 0.5, "search.scorer.args": {"model": "m", "gpus": 0.5}}),
         ([*SEARCH, "search.scorer.args.gpus=0.2"], 1, False, {"rollout.gpus": 0.5, "search.scorer.args": {"model": "m", "gpus": 0.2}}),
+        ([*SEARCH, "sync.backend=nccl"], 1, False, {"rollout.gpus": 0.5, "sync.backend": "object_store"}),
         (REWARDED, 1, True, {"rollout.gpus": 0.3333, "learner.gpus": 0.3333, "scoring.process.args": {"model": "m", "gpus": 0.3333}}),
         (REWARDED, 2, True, {"rollout.gpus": 0.5, "scoring.process.args": {"model": "m"}, "sync.backend": "ipc"}),
         ([], 2, True, {"rollout.gpus": None, "learner.gpus": None, "rollout.gpu_memory_utilization": None, "sync.backend": "auto"}),
@@ -109,10 +113,35 @@ def test_actors_share_gpus_where_there_are_too_few(overrides: list[str], gpus: i
     assert {key: reduce(getattr, key.split("."), config) for key in placed} == placed
 
 
-@pytest.mark.parametrize("overrides", [["rollout.workers=4"], ["sync.backend=nccl"], ["rollout.tensor_parallel=2"]])
-def test_what_does_not_fit_on_one_gpu_even_so_is_refused(overrides: list[str]) -> None:
-    with pytest.raises(ConfigError, match="GPUs; the cluster has 1"):
-        place(load_config(None, overrides), {"CPU": 8.0, "GPU": 1.0})
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "message"),
+    [
+        (["rollout.workers=4"], 1, "need 5 GPUs; the cluster has 1"),
+        (["sync.backend=nccl"], 1, "need 2 GPUs; the cluster has 1"),
+        (["rollout.tensor_parallel=2"], 1, "need 3 GPUs; the cluster has 1"),
+        (["learner.ranks=3", "trainer.tasks_per_step=3"], 2, "need 4 GPUs; the cluster has 2"),
+        (["learner.ranks=3", "trainer.tasks_per_step=3", "sync.backend=ipc"], 2, "need 3 GPUs; the cluster has 2"),
+        (["learner.ranks=2", *REWARDED, "scoring.process.args.gpus=0.5"], 2, "need 3.5 GPUs with 0.5"),
+        (["learner.ranks=2", "learner.gpus=0.5", "kind=sft", "learner.critic=none"], 1, "two ranks on one cannot be connected"),
+        (["rollout.workers=2", "learner.ranks=2", "sync.backend=object_store"], 2, "need 4 GPUs; the cluster has 2"),
+        (["rollout.gpus=1", "sync.backend=ipc", "learner.gpus=0.5"], 4, r"rollout\.gpus and learner\.gpus add up to 1\.5"),
+    ],
+)
+def test_what_does_not_fit_even_so_is_refused(overrides: list[str], gpus: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        place(load_config(None, overrides), {"CPU": 8.0, "GPU": float(gpus)})
+
+
+def test_no_actor_lies_on_two_gpus() -> None:
+    """Three engines of 0.6 are less than two GPUs, and still only two of them fit."""
+    config = load_config(None, ["rollout.workers=3", "rollout.gpus=0.6"])
+    with pytest.raises(ConfigError, match=r"need 1\.8 GPUs; the cluster has 2"):
+        check_resources(config, {"CPU": 8.0, "GPU": 2.0}, training=False)
+    check_resources(config, {"CPU": 8.0, "GPU": 3.0}, training=False)
+
+
+def test_an_engine_takes_memory_by_its_part_of_the_gpu() -> None:
+    assert [part_of_memory(load_config(None, each)) for each in ([], ["rollout.gpus=0.5"], ["rollout.gpus=0.25"])] == [0.85, 0.4, 0.2]
 
 
 def test_a_whole_group_of_gpus_is_no_part_of_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from reasoner_ray.learner.attention import TreeMask, tree_attention
 from reasoner_ray.packing import pack
 from tests.forest import CASES
-from tests.test_runs import Run, job
+from tests.test_runs import Run, job, start  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 OF_A_GPU = ["model.dtype=bfloat16", "rollout.gpu_memory_utilization=0.1", "rollout.probe_seconds=120", "sync.probe_every=1"]
@@ -38,9 +39,10 @@ def test_compiled_flex_attention_equals_sdpa(case: str, window: int | None) -> N
 
 
 @pytest.mark.parametrize("backend", ["auto", "object_store"])
-def test_a_job_trains_on_one_gpu(backend: str, tmp_path: Path, tiny_model_dir: Path) -> None:
-    """After every step the engine's log-probs are compared with the learner's: weights that did not arrive end the run."""
-    run = Run(job(tmp_path, tiny_model_dir, steps=3), *OF_A_GPU, f"sync.backend={backend}")
+@pytest.mark.timeout(600)
+def test_a_job_trains_on_one_gpu(backend: str, tmp_path: Path, tiny_model_dir: Path, start: Callable[..., Run]) -> None:  # noqa: F811
+    """The engine's log-probs stay the learner's: with a learning rate this high, weights that did not arrive would show."""
+    run = start(job(tmp_path, tiny_model_dir, steps=3), *OF_A_GPU, f"sync.backend={backend}")
     assert run.wait(280) == 0, run.log.read_text()[-6000:]
     assert run.steps == [1, 2, 3]
     assert all(abs(record["mismatch/k3"]) < 0.01 for record in run.records)
@@ -49,8 +51,9 @@ def test_a_job_trains_on_one_gpu(backend: str, tmp_path: Path, tiny_model_dir: P
     assert f"sync.backend={taken}" in run.log.read_text(), "that actors share the GPU is said"
 
 
-def test_an_engine_that_dies_on_a_shared_gpu_comes_back(tmp_path: Path, tiny_model_dir: Path) -> None:
-    run = Run(job(tmp_path, tiny_model_dir, steps=40, checkpoint_every=0), *OF_A_GPU)
+@pytest.mark.timeout(900)
+def test_an_engine_that_dies_on_a_shared_gpu_comes_back(tmp_path: Path, tiny_model_dir: Path, start: Callable[..., Run]) -> None:  # noqa: F811
+    run = start(job(tmp_path, tiny_model_dir, steps=40, checkpoint_every=0), *OF_A_GPU)
     run.wait_for(lambda: 3 in run.steps, 200)
     run.kill_actor("RolloutActor")
     assert run.wait(280) == 0, run.log.read_text()[-6000:]

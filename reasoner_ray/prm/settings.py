@@ -159,7 +159,7 @@ def supervised_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "solutions per rank and step at most": -(-settings.batch // ranks),
         "optimiser steps an epoch": f"solutions learnt from / {settings.batch}, rounded up over all {settings.epochs} epochs",
         "optimiser steps at most": settings.max_steps or "no limit",
-        "learner GPUs where there are GPUs": ranks,
+        "learner GPUs where there are GPUs": ranks * (config.learner.gpus or 1),
         "run folder": str(config.run_dir),
     }
 
@@ -199,8 +199,8 @@ def process_problems(config: JobConfig) -> list[str]:
     return []
 
 
-def step_model_gpus(config: JobConfig, *, training: bool) -> float:
-    """GPUs that a job's models of steps take where there are GPUs: those of process rewards, and those that guide its searches.
+def step_model_gpus(config: JobConfig, *, training: bool) -> list[float]:
+    """GPUs of each actor of a job's models of steps, where there are GPUs: those of process rewards, and those that guide its searches.
 
     Without ``training`` a job whose rollouts come from search evaluates the bare policy.
     """
@@ -211,7 +211,7 @@ def step_model_gpus(config: JobConfig, *, training: bool) -> float:
     searches = config.rollout.episode == "search_solutions" or (config.rollout.episode == "search" and training)
     if searches and get_method(search).uses_scorer(search) and search.scorer.name == "prm" and search.scorer.args not in asked:
         asked.append(search.scorer.args)
-    return sum((1.0 if args.get("gpus") is None else float(args["gpus"])) * int(args.get("workers", 1)) for args in asked)
+    return [1.0 if args.get("gpus") is None else float(args["gpus"]) for args in asked for _ in range(int(args.get("workers", 1)))]
 
 
 def with_step_model_gpus(config: JobConfig, gpus: float) -> JobConfig:

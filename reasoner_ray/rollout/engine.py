@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reasoner_ray.errors import EnvironmentProblem, ModelError
+from reasoner_ray.sync.backends import MEMORY_ALONE, part_of_memory
 from reasoner_ray.sync.buckets import Bucket
 
 if TYPE_CHECKING:
@@ -70,10 +71,6 @@ class EngineStats:
     waiting: int = 0  # requests
 
 
-MEMORY_ALONE = 0.85
-"""Part of a GPU's memory for an engine that shares it with nobody."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """What an engine is built from."""
@@ -102,7 +99,7 @@ class EngineSettings:
             seed=config.seed + 7919 * index,
             tensor_parallel=config.rollout.tensor_parallel,
             kv_cache_gb=config.rollout.kv_cache_gb,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization or MEMORY_ALONE,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or part_of_memory(config),
             threads=config.rollout.torch_threads,
             trust_remote_code=config.model.trust_remote_code,
             weight_backend=weight_backend,

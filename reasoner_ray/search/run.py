@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 NOT_THE_SEARCH = ("name", "out", "kind", "algorithm", "learner", "sync", "trainer", "tracking", "cluster", "labels", "supervised", "rounds")
 """Sections that may differ where a search goes on."""
+MAY_DIFFER = {"search": ("items", "save_trees", "right_from"), "rollout": ("gpus", "gpu_memory_utilization")}
+"""Keys of other sections that may."""
 FOLDER = "search"
 """Where a run's folder holds its search."""
 
@@ -209,8 +211,9 @@ def _check_same_search(config: JobConfig, folder: Path) -> None:
     before = load_config(settings).model_dump(mode="json") if settings.is_file() else {}
     now = config.model_dump(mode="json")
     for tree in (before, now):
-        for key in ("items", "save_trees", "right_from"):
-            tree.get("search", {}).pop(key, None)
+        for section, keys in MAY_DIFFER.items():
+            for key in keys:
+                tree.get(section, {}).pop(key, None)
     different = [key for key in now if key not in NOT_THE_SEARCH and now[key] != before.get(key)]
     if different:
         raise ConfigError(f"{folder} was made with another {', '.join(different)}: see {settings}, or set another name=...")

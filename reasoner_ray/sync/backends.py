@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
 Backend = Literal["object_store", "nccl", "ipc"]
 
+MEMORY_ALONE, SHARED_MEMORY = 0.85, 0.8
+"""Part of a GPU's memory for an engine that shares it with nobody, and for all that share one: what is left is for CUDA's own needs."""
+
 
 def resolve_backend(config: JobConfig, *, gpus: bool) -> Backend:
-    """The transport to use: ``auto`` is nccl where engines and learner hold GPUs (never the same ones), else the object store.
+    """The transport to use: ``auto`` is nccl where engines and learner hold whole GPUs, else the object store.
 
     Raises ``ConfigError`` for a transport that cannot work on this cluster.
     """
     name, stepping = config.sync.backend, config.rollout.engine == "stepping"
     if name == "auto":
-        return "nccl" if gpus and not stepping else "object_store"
+        return "nccl" if gpus and not stepping and min(engine_gpus(config), rank_gpus(config)) >= 1 else "object_store"
     if name == "object_store":
         return name
     if not gpus:
@@ -54,7 +57,7 @@ def reserve_shared_gpus(config: JobConfig) -> Any:
     import ray
 
     rollout, learner, cluster = config.rollout, config.learner, config.cluster
-    bundle = {"GPU": engine_gpus(config) + rank_gpus(config), "CPU": rollout.cpus + learner.cpus}
+    bundle = {"GPU": pair_gpus(config), "CPU": rollout.cpus + learner.cpus}
     for needs in (cluster.rollout_resources, cluster.learner_resources):
         for name, amount in needs.items():
             bundle[name] = bundle.get(name, 0.0) + amount
@@ -69,6 +72,17 @@ def engine_gpus(config: JobConfig) -> float:
 def rank_gpus(config: JobConfig) -> float:
     """GPUs that a learner rank reserves where there are any."""
     return config.learner.gpus or 1.0
+
+
+def pair_gpus(config: JobConfig) -> float:
+    """GPUs that an engine and a learner rank reserve together for ``ipc``."""
+    return round(engine_gpus(config) + rank_gpus(config), 4)
+
+
+def part_of_memory(config: JobConfig) -> float:
+    """Part of its GPU's memory that an engine takes where the job does not say: less where it has a part of the GPU."""
+    share = engine_gpus(config)
+    return MEMORY_ALONE if share >= 1 else max(round(SHARED_MEMORY * share, 2), 0.01)
 
 
 def on_shared_gpu(group: Any, index: int) -> dict[str, Any]:

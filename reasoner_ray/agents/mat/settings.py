@@ -110,6 +110,6 @@ def mat_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "environment steps per update": per_step // learner.updates_per_step,
         "optimiser steps per step": learner.updates_per_step * learner.epochs,
         "optimiser steps in all": learner.updates_per_step * learner.epochs * config.trainer.steps,
-        "learner GPUs where there are GPUs": learner.ranks,
+        "learner GPUs where there are GPUs": learner.ranks * (learner.gpus or 1),
         "run folder": str(config.run_dir),
     }

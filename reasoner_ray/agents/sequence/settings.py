@@ -130,6 +130,6 @@ def sequence_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "optimiser steps in all": learner.updates_per_step * trainer.steps,
         "episodes played in training": 0 if online is None else online.episodes * max(0, trainer.steps - online.offline_steps),
         "episodes of an evaluation": trainer.eval_tasks * len(sequence.targets),
-        "learner GPUs where there are GPUs": learner.ranks,
+        "learner GPUs where there are GPUs": learner.ranks * (learner.gpus or 1),
         "run folder": str(config.run_dir),
     }
