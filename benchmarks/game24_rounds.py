@@ -5,7 +5,8 @@ solutions of a part of the training hands (kind sft, twice).
 Then, each by a command of the system: over several seeds, rounds of search in training (kind rounds; before the first one a value model
 learns from plain samples), and what as many training steps on the gold solutions alone come to; a process reward model of the fine-tuned
 policy's own steps, labelled by the exact check; and over several seeds every search method at equal generated tokens on the held-out hands
-with these two (``benchmarks.search_methods``), and PPO with that model's process rewards against PPO with the outcome alone.
+with these two (``benchmarks.search_methods``), PPO with that model's process rewards against PPO with the outcome alone, and PPO in parts
+between which the model learns from the policy's new steps.
 
 The rounds search by best-of-N: while the policy hardly ever makes 24, the value model has seen few right solutions, and a tree search that
 prunes by it finds fewer than plain samples do. The value chooses a search's answer; every right path of it is learnt.
@@ -31,7 +32,7 @@ from typing import Any
 
 from benchmarks._record import RESULTS, record
 from benchmarks._runs import kept
-from benchmarks.process_rewards import NO_SCORER, ROOT, WINDOW, add_rewards, compare, exact_labels, reasoner, sample
+from benchmarks.process_rewards import NO_SCORER, ROOT, WINDOW, add_rewards, compare, curve, exact_labels, looked_at, reasoner, sample
 from benchmarks.search_methods import SWEEPS
 from reasoner_ray.data.countdown import CountdownTask
 from reasoner_ray.data.game24 import Game24Task
@@ -43,7 +44,7 @@ from reasoner_ray.search.results import read_results
 from reasoner_ray.trainer.metrics_log import METRICS_FILE, read_jsonl
 
 VOCABULARY = 512
-STAGES = ("plays", "sft", "rounds", "control", "judge", "methods", "rewards")
+STAGES = ("plays", "sft", "rounds", "control", "judge", "methods", "rewards", "refreshed")
 FIGURES = {
     "eval/accuracy": "the bare policy, greedy, %",
     "eval/tokens": "the bare policy, tokens a hand",
@@ -236,13 +237,19 @@ def learn_judge(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[
     policy, labels = f"model.path={folder / 'sft' / 'model'}", folder / "labels.jsonl"
     results, sampling = sample(job, "samples", policy, arguments.judged_questions, arguments.judged_samples)
     counts = write_labels(results, labels, arguments.first_steps, arguments.second_steps, arguments.misprints)
-    lines = ['supervised.separator="\\n"', "supervised.end_of_text=false", "supervised.held_out_fraction=0.05"]
-    learn = [f"supervised.data=[{labels}]", f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4", "learner.lr_schedule=cosine"]
-    _, learning = reasoner("train", job, ["kind=prm", "name=judge", policy, *lines, *learn])
+    rates = [f"supervised.epochs={arguments.judge_epochs}", "learner.lr=5e-4"]
+    _, learning = train_judge(job, "judge", folder / "sft" / "model", [labels], rates)
     last: dict[str, Any] = next((row for row in reversed(read_jsonl(folder / "judge" / METRICS_FILE)) if "eval/loss" in row), {})
     figures: dict[str, Any] = {"minutes of sampling": sampling, "minutes of learning": learning, **counts}
     figures |= {f"held-out {name}": last.get(f"eval/{name}") for name in ("auc", "accuracy", "majority", "steps")}
     return {f"step values: {name}": value for name, value in figures.items()}
+
+
+def train_judge(job: Path, name: str, start: Path, labels: Sequence[Path], options: Sequence[str]) -> tuple[str, float]:
+    """A process reward model that goes on from ``start``, an epoch long: what the command printed, and its minutes."""
+    lines = ['supervised.separator="\\n"', "supervised.end_of_text=false", "supervised.held_out_fraction=0.05"]
+    learn = [f"supervised.data=[{', '.join(map(str, labels))}]", "supervised.epochs=1", "learner.lr_schedule=cosine", *options]
+    return reasoner("train", job, ["kind=prm", f"name={name}", f"model.path={start}", *lines, *learn])
 
 
 def write_labels(results: Path, labels: Path, first: int = 0, second: int = 0, misprints: int = 0) -> dict[str, float]:
@@ -328,17 +335,47 @@ def exact_steps(prompt: str, steps: Sequence[str]) -> list[float]:
     return [float(right) for right in check_lines(steps, numbers, target)]
 
 
+def rl_options(arguments: argparse.Namespace, steps: int) -> list[str]:
+    """What all PPO runs share."""
+    sizes = [f"trainer.steps={steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
+    looks = ["trainer.eval_every=0", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
+    return [*sizes, *looks, "learner.lr=1e-4", "learner.critic_lr=1e-3", "learner.warmup_steps=2", NO_SCORER]
+
+
 def compare_rewards(job: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """PPO on training hands from the fine-tuned policy: the outcome alone, with the judge's word on each line, and with the truth of it."""
-    sizes = [f"trainer.steps={arguments.steps}", "trainer.tasks_per_step=32", "trainer.samples_per_task=8"]
-    looks = ["trainer.eval_every=0", f"trainer.eval_tasks={arguments.held_out}", "trainer.eval_samples=4"]  # one greedy answer says little
-    rates = ["learner.lr=1e-4", "learner.critic_lr=1e-3", "learner.warmup_steps=2"]
-    models = (folder / "sft" / "model", folder / "judge" / "model")
-    figures = compare(job, "number_game", models, [*sizes, *looks, *rates, NO_SCORER], arguments, "benchmarks.game24_rounds:exact_steps")
+    models, options = (folder / "sft" / "model", folder / "judge" / "model"), rl_options(arguments, arguments.steps)
+    figures = compare(job, "number_game", models, options, arguments, "benchmarks.game24_rounds:exact_steps")
     runs = [folder / f"ppo-{side}-{seed}" for side in ("outcome", *arguments.transforms, "exact") for seed in arguments.seeds]
     shown = ["reward/number_game", "process/score", "process/correlation", "learner/entropy"]
     plot_runs(runs, RESULTS / f"{arguments.name}_ppo.png", shown, smooth=WINDOW)
     return {f"PPO, {name}": values for name, values in figures.items()}
+
+
+def refresh_judge(job: Path, folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """PPO with the judge's word on each line, in parts; after each but the last the judge goes on learning. Figures by part.
+
+    It learns from the exact labels of the policy's new solutions, of all parts so far, with drawn steps as before. Optimiser and critic
+    of the policy begin anew in each part.
+    """
+    policy, judge, labels = folder / "sft" / "model", folder / "judge" / "model", list[Path]()
+    figures: dict[str, list[float]] = {}
+    for part in range(1, arguments.parts + 1):
+        name, own = f"refreshed-{seed}-{part}", f"seed={100 * seed + part}"
+        shared = f'transform: raw, separator: "\\n", normalise: {arguments.normalise}, weight: {arguments.weight}'
+        options = [*rl_options(arguments, arguments.steps // arguments.parts), f"scoring.process={{args: {{model: {judge}}}, {shared}}}"]
+        _, minutes = reasoner("train", job, [f"name={name}", own, f"model.path={policy}", *options, *arguments.rl])
+        policy, found = folder / name / "model", {"minutes of PPO": minutes, **looked_at(folder / name, "number_game")}
+        if part < arguments.parts:
+            results, found["minutes of sampling"] = sample(job, f"{name}-samples", f"model.path={policy}", arguments.refreshed_questions, 4)
+            labels.append(folder / f"{name}-labels.jsonl")
+            found["right lines"] = write_labels(results, labels[-1], first=2, second=2, misprints=2)["right lines"]
+            _, found["minutes of the judge"] = train_judge(job, f"{name}-judge", judge, labels, ["learner.lr=3e-4", own])
+            judge = folder / f"{name}-judge" / "model"
+            found["judge's held-out AUC"] = curve(folder / f"{name}-judge", "eval/auc").popitem()[1]
+        for key, value in found.items():
+            figures.setdefault(key, []).append(value)
+    return figures
 
 
 def read_arguments() -> argparse.Namespace:
@@ -373,6 +410,8 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", help="fewer than all of them")
     parser.add_argument("--steps", type=int, default=40, help="of PPO")
+    parser.add_argument("--parts", type=int, default=4, help="of PPO, between which the judge of stage refreshed learns")
+    parser.add_argument("--refreshed-questions", type=int, default=400, help="training hands whose new solutions it learns from each time")
     add_rewards(parser, "raw")  # the judge cannot compute whether a formula makes 24, so the least score is that of the last line
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("runs/game24_rounds"))
@@ -382,7 +421,16 @@ def read_arguments() -> argparse.Namespace:
     if arguments.tiny:
         tiny: dict[str, Any] = {"width": 64, "layers": 2, "taught": 0.1, "solutions": 8, "plays": 640, "epochs": 1, "epochs_a_round": 1}
         tiny |= {"rounds": 1, "questions": 48, "samples": 4, "value_epochs": 1, "held_out": 16, "seeds": [1]}
-        tiny |= {"judged_questions": 32, "judged_samples": 4, "judge_epochs": 1, "first_steps": 4, "second_steps": 2, "misprints": 2}
+        tiny |= {
+            "judged_questions": 32,
+            "judged_samples": 4,
+            "judge_epochs": 1,
+            "parts": 2,
+            "refreshed_questions": 16,
+            "first_steps": 4,
+            "second_steps": 2,
+            "misprints": 2,
+        }
         vars(arguments).update(tiny | {"steps": 2, "tokens": [200], "methods": ["greedy", "best_of_n", "beam"]})
     return arguments
 
@@ -423,6 +471,11 @@ def main() -> None:
         compare_methods(job, folder, arguments)
     if "rewards" in arguments.stages:
         figures |= compare_rewards(job, folder, arguments)
+    if "refreshed" in arguments.stages:
+        of_parts = settings_of(arguments, "steps", "parts", "refreshed_questions", "weight", "normalise", "held_out", "rl") | policy
+        for seed in arguments.seeds:
+            made = kept(folder / f"refreshed-{seed}.json", of_parts, partial(refresh_judge, job, folder, seed, arguments))
+            figures |= {f"PPO with a refreshed judge, seed {seed}: {name}, by part": {"parts": values} for name, values in made.items()}
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "name"}
     record(arguments.name, settings, figures)
 
