@@ -248,11 +248,11 @@ def doctor(model: Annotated[str, typer.Option(help="The model to look for, named
 
 
 @app.command()
-def algorithm(name: Annotated[str, typer.Argument(help="for example poad")]) -> None:
+def algorithm(name: Annotated[str | None, typer.Argument(help="for example poad; none: a line on each")] = None) -> None:
     """Explain an algorithm: its estimator, when to use it, how it fails, and its settings with their defaults."""
-    from reasoner_ray.algorithms import describe_algorithm
+    from reasoner_ray.algorithms import describe_algorithm, list_algorithms
 
-    typer.echo(describe_algorithm(name))
+    typer.echo(list_algorithms() if name is None else describe_algorithm(name))
 
 
 def _choice(resume: bool, overwrite: bool, if_exists: str) -> IfExists:

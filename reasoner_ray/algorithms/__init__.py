@@ -13,6 +13,7 @@ from reasoner_ray.algorithms.base import (
     critic_objective,
     describe_algorithm,
     get_algorithm,
+    list_algorithms,
     policy_objective,
     register_algorithm,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "critic_objective",
     "describe_algorithm",
     "get_algorithm",
+    "list_algorithms",
     "policy_objective",
     "register_algorithm",
 ]

@@ -235,6 +235,13 @@ def algorithm_names() -> list[str]:
     return _REGISTRY.names()
 
 
+def list_algorithms() -> str:
+    """Text of ``reasoner algorithm``: a line on each."""
+    about = {name: inspect.getdoc(type(get_algorithm(name))) or "(no description)" for name in algorithm_names()}
+    width = max(map(len, about))
+    return "\n".join(f"{name:<{width}}  {text.splitlines()[0]}" for name, text in about.items())
+
+
 def describe_algorithm(name: str) -> str:
     """Text of ``reasoner algorithm NAME``: the docstring, what it needs, every setting and its default."""
     algorithm = get_algorithm(name)

@@ -14,6 +14,7 @@ from reasoner_ray.algorithms import (
     algorithm_names,
     describe_algorithm,
     get_algorithm,
+    list_algorithms,
     register_algorithm,
 )
 from reasoner_ray.config import parse_config
@@ -76,6 +77,12 @@ def test_the_description_names_every_part(name: str) -> None:
     for part in ("Estimator:", "When:", "How it fails:", "Needs:", "Settings", "clip_low", "arXiv"):
         assert part in text
     assert max(len(line) for line in text.splitlines()) <= 180
+
+
+def test_all_are_listed_with_what_they_are() -> None:
+    lines = list_algorithms().splitlines()
+    assert [line.split()[0] for line in lines] == algorithm_names()
+    assert all(len(line.split()) > 3 for line in lines)
 
 
 def test_vetted_defaults() -> None:
