@@ -43,7 +43,7 @@ def write_job(folder: Path, model: Path, **sections: Any) -> Path:
         "scoring": {"scorers": [{"name": "tests.labels.scorers:sometimes"}]},
         "rollout": {"max_new_tokens": 24, "max_context": 64, "kv_cache_gb": 0.1, "cpus": 0, "stop": ENDS},
         "learner": {"lr": 1e-3, "critic_lr": 1e-3, "cpus": 0, "torch_threads": 1},
-        "supervised": {"batch": 16},
+        "supervised": {"batch": 16, "held_out_fraction": 0.2},  # some of 8 questions
         "tracking": {"wandb": "off", "terminal": "plain"},
         **sections,
     }
