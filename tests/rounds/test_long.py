@@ -73,7 +73,7 @@ def test_two_rounds_of_search_in_training_killed_and_resumed(tiny_model_dir: Pat
     kept = results.read_bytes()
     kept = kept[: kept.rfind(b"\n") + 1]
     assert start(job).wait(300) == 1 and "exists" in output(job), "an existing run is not overwritten"
-    assert start(run / "config.yaml", "--resume").wait(2400) == 0, output(job)[-3000:]
+    assert start(run / "config.yaml", "--resume").wait(2400) == 0, output(run / "config.yaml")[-3000:]
     assert results.read_bytes().startswith(kept), "searches that had ended are not run again"
 
     records = read_jsonl(run / "metrics.jsonl")
@@ -92,7 +92,8 @@ def test_two_rounds_of_search_in_training_killed_and_resumed(tiny_model_dir: Pat
     assert {example.reward for example in valued} == {0.0, 1.0}, "right and wrong ones"
     drawn = CliRunner().invoke(app, ["plot", str(run), "--out", str(tmp_path / "c.png"), "--metric", "searched/accuracy"])
     assert drawn.exit_code == 0, drawn.output
-    assert "round 2/2, searched: " in output(job) and "finished after 2 of 2 steps" in output(job)
+    told = output(run / "config.yaml")  # of the resumed run
+    assert "round 2/2, searched: " in told and "finished after 2 of 2 steps" in told
     options = ["--model", str(run / "model"), "name=after", "search.items=2", f"search.scorer.args.model={run / 'judge'}"]
     command = [sys.executable, "-m", "reasoner_ray.cli", "search", str(run / "config.yaml"), *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
