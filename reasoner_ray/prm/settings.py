@@ -11,6 +11,7 @@ from reasoner_ray.agents.mat.settings import mat_defaults
 from reasoner_ray.agents.sequence.settings import sequence_defaults
 from reasoner_ray.section import Section
 from reasoner_ray.steps import CutSetting, cut_problems
+from reasoner_ray.sync.backends import rank_gpus
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -159,7 +160,7 @@ def supervised_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "solutions per rank and step at most": -(-settings.batch // ranks),
         "optimiser steps an epoch": f"solutions learnt from / {settings.batch}, rounded up over all {settings.epochs} epochs",
         "optimiser steps at most": settings.max_steps or "no limit",
-        "learner GPUs where there are GPUs": ranks * (config.learner.gpus or 1),
+        "learner GPUs where there are GPUs": ranks * rank_gpus(config),
         "run folder": str(config.run_dir),
     }
 

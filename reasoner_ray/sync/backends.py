@@ -66,12 +66,12 @@ def reserve_shared_gpus(config: JobConfig) -> Any:
 
 def engine_gpus(config: JobConfig) -> float:
     """GPUs that an engine reserves where there are any."""
-    return config.rollout.gpus or float(config.rollout.tensor_parallel)
+    return config.rollout.gpus or config.rollout.tensor_parallel
 
 
 def rank_gpus(config: JobConfig) -> float:
     """GPUs that a learner rank reserves where there are any."""
-    return config.learner.gpus or 1.0
+    return config.learner.gpus or 1
 
 
 def pair_gpus(config: JobConfig) -> float:

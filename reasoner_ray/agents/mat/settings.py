@@ -8,6 +8,7 @@ from pydantic import Field
 
 from reasoner_ray.agents import SCRATCH
 from reasoner_ray.section import Section
+from reasoner_ray.sync.backends import rank_gpus
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -110,6 +111,6 @@ def mat_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "environment steps per update": per_step // learner.updates_per_step,
         "optimiser steps per step": learner.updates_per_step * learner.epochs,
         "optimiser steps in all": learner.updates_per_step * learner.epochs * config.trainer.steps,
-        "learner GPUs where there are GPUs": learner.ranks * (learner.gpus or 1),
+        "learner GPUs where there are GPUs": learner.ranks * rank_gpus(config),
         "run folder": str(config.run_dir),
     }

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from reasoner_ray.agents import SCRATCH
 from reasoner_ray.section import Section
+from reasoner_ray.sync.backends import rank_gpus
 
 if TYPE_CHECKING:
     from reasoner_ray.config import JobConfig
@@ -130,6 +131,6 @@ def sequence_numbers(config: JobConfig) -> dict[str, int | float | str]:
         "optimiser steps in all": learner.updates_per_step * trainer.steps,
         "episodes played in training": 0 if online is None else online.episodes * max(0, trainer.steps - online.offline_steps),
         "episodes of an evaluation": trainer.eval_tasks * len(sequence.targets),
-        "learner GPUs where there are GPUs": learner.ranks * (learner.gpus or 1),
+        "learner GPUs where there are GPUs": learner.ranks * rank_gpus(config),
         "run folder": str(config.run_dir),
     }
